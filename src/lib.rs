@@ -4,6 +4,8 @@ pub mod terms;
 
 pub mod run_spec;
 
+pub mod round;
+
 pub mod hotkey;
 
 pub mod sparseloco;
