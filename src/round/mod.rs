@@ -109,8 +109,8 @@ impl Phase {
 pub enum Event {
     /// The chain has reached this block.
     Head(Block),
-    /// θ of this round is held, and saved.
-    Started(Round),
+    /// θ of this round is held; whether the own payload of the round is, too, from before a stop or a crash.
+    Started(Round, bool),
     /// A phase of a round has ended well.
     Done(Round, Done),
     /// A phase of a round has failed: an actor died, a deadline passed, the network did not answer.
@@ -185,6 +185,8 @@ pub struct RoundState {
     failures: u8,
     stopping: bool,
     voting: bool,
+    /// The payload of the round is made already: what is left of the contribution is its seal.
+    payload_held: bool,
 }
 
 /// A contribution that fails twice in a round is given up.
@@ -205,6 +207,7 @@ impl RoundState {
             failures: 0,
             stopping: false,
             voting: false,
+            payload_held: false,
         }
     }
 
@@ -240,7 +243,10 @@ impl RoundState {
                 self.block = block;
                 self.on_block()
             }
-            Event::Started(round) if self.phase == Phase::Starting => self.begin(round),
+            Event::Started(round, payload_held) if self.phase == Phase::Starting => {
+                self.payload_held = payload_held;
+                self.begin(round)
+            }
             Event::Done(round, done) if round == self.round => self.on_done(done),
             Event::Failed(round, phase) if round == self.round && phase == self.phase => self.on_failed(),
             Event::VoteEnded(round) if round == self.round => {
@@ -252,7 +258,7 @@ impl RoundState {
             }
             // What is late belongs to a round or a phase that is over.
             Event::Head(_)
-            | Event::Started(_)
+            | Event::Started(..)
             | Event::Done(..)
             | Event::Failed(..)
             | Event::VoteEnded(_)
@@ -300,7 +306,10 @@ impl RoundState {
                 self.round = self.round.next();
                 self.enter(Phase::Saving)
             }
-            (Phase::Saving, Done::Saved) => self.begin(self.round),
+            (Phase::Saving, Done::Saved) => {
+                self.payload_held = false;
+                self.begin(self.round)
+            }
             _ => vec![],
         }
     }
@@ -348,6 +357,9 @@ impl RoundState {
         let (round, block) = (self.round, self.block);
         match self.phase {
             Phase::Ready if block < self.schedule.first_block(round) => vec![],
+            Phase::Ready if self.role.mines() && self.payload_held && block < self.schedule.reveal(round) => {
+                self.enter(Phase::Sealing)
+            }
             Phase::Ready if self.role.mines() && block < self.schedule.inner_steps_end(round) => {
                 self.enter(Phase::InnerSteps)
             }

@@ -22,7 +22,7 @@ const MANIFEST: Option<ManifestHash> = Some(ManifestHash([5; 32]));
 fn started(role: Role) -> RoundState {
     let mut state = RoundState::new(schedule(), role, 1);
     assert_eq!(state.step(Event::Head(Block(59))), vec![]);
-    assert_eq!(state.step(Event::Started(T)), vec![]);
+    assert_eq!(state.step(Event::Started(T, false)), vec![]);
     state
 }
 
@@ -148,7 +148,7 @@ fn a_node_that_is_rounds_behind_decides_them_one_after_the_other_and_contributes
         &mut state,
         &[
             (Event::Head(Block(108)), &[]),
-            (Event::Started(T), &[Effect::Decide(T)]),
+            (Event::Started(T, false), &[Effect::Decide(T)]),
             (Event::Done(T, Done::Decided(MANIFEST)), &[Effect::OuterStep(T)]),
             (Event::Done(T, Done::Stepped), &[Effect::Save(Round(4))]),
             (Event::Done(Round(4), Done::Saved), &[Effect::Decide(Round(4))]),
@@ -160,13 +160,27 @@ fn a_node_that_is_rounds_behind_decides_them_one_after_the_other_and_contributes
 }
 
 #[test]
+fn a_payload_made_before_a_stop_is_sealed_and_not_made_again() {
+    let mut state = RoundState::new(schedule(), Role::Miner, 1);
+    check(
+        &mut state,
+        &[
+            (Event::Head(Block(70)), &[]),
+            (Event::Started(T, true), &[Effect::Seal(T)]),
+            (Event::Done(T, Done::Sealed), &[]),
+            (Event::Head(Block(80)), &[Effect::Gather(T)]),
+        ],
+    );
+}
+
+#[test]
 fn late_answers_and_blocks_from_the_past_change_nothing() {
     let mut state = started(Role::Both);
     check(&mut state, &[(Event::Head(Block(60)), &[Effect::InnerSteps(T)])]);
     let before = state.clone();
     for event in [
         Event::Head(Block(59)),
-        Event::Started(Round(9)),
+        Event::Started(Round(9), false),
         Event::Done(Round(2), Done::InnerSteps(3)),
         Event::Done(T, Done::Sealed),
         Event::Failed(T, Phase::Gathering),
@@ -197,7 +211,7 @@ mod properties {
                 let round = state.round();
                 let event = match kind {
                     0..=2 => { block += advance; Event::Head(Block(block)) }
-                    3 => Event::Started(Round(0)),
+                    3 => Event::Started(Round(0), phase > 5),
                     4 => Event::Done(round, Done::InnerSteps(u32::from(phase))),
                     5 => Event::Done(round, Done::Compressed),
                     6 => Event::Done(round, Done::Sealed),
