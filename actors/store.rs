@@ -93,7 +93,7 @@ impl Store {
     pub fn write(&self, round: Round, section: &str, content: &[u8]) -> Result<(), StoreError> {
         let dir = self.round_dir(round);
         fs::create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
-        write_atomically(&dir.join(section), &[MAGIC, blake3::hash(content).as_bytes(), content])
+        write_file(&dir.join(section), content)
     }
 
     /// Makes a round count, once all its sections are written, and forgets the oldest.
@@ -126,17 +126,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] when it is not there, [`StoreError::Damaged`] when it is not what was written.
     pub fn read(&self, round: Round, section: &str) -> Result<Vec<u8>, StoreError> {
-        let path = self.round_dir(round).join(section);
-        let mut bytes = fs::read(&path).map_err(|source| StoreError::Io { path: path.clone(), source })?;
-        let header = MAGIC.len() + HASH_LEN;
-        if bytes.len() < header || bytes[..MAGIC.len()] != MAGIC[..] {
-            return Err(StoreError::Damaged { path });
-        }
-        if blake3::hash(&bytes[header..]).as_bytes()[..] != bytes[MAGIC.len()..header] {
-            return Err(StoreError::Damaged { path });
-        }
-        bytes.drain(..header);
-        Ok(bytes)
+        read_file(&self.round_dir(round).join(section))
     }
 
     fn is_whole(&self, round: Round) -> bool {
@@ -176,6 +166,31 @@ impl Store {
     fn round_dir(&self, round: Round) -> PathBuf {
         self.dir.join(format!("round-{:012}", round.0))
     }
+}
+
+/// Writes a file with its hash in front, so that after a crash it is whole, or what it was before.
+///
+/// # Errors
+/// [`StoreError::Io`]: what was there before is still there.
+pub fn write_file(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    write_atomically(path, &[MAGIC, blake3::hash(content).as_bytes(), content])
+}
+
+/// Reads what [`write_file`] wrote.
+///
+/// # Errors
+/// [`StoreError::Io`] when it is not there, [`StoreError::Damaged`] when it is not what was written.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = fs::read(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+    let header = MAGIC.len() + HASH_LEN;
+    let is_whole = bytes.len() >= header
+        && bytes[..MAGIC.len()] == MAGIC[..]
+        && blake3::hash(&bytes[header..]).as_bytes()[..] == bytes[MAGIC.len()..header];
+    if !is_whole {
+        return Err(StoreError::Damaged { path: path.to_owned() });
+    }
+    bytes.drain(..header);
+    Ok(bytes)
 }
 
 fn hash_in_header(path: &Path) -> Result<blake3::Hash, StoreError> {

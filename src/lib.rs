@@ -23,3 +23,8 @@ pub mod manifest;
 pub mod chain;
 
 pub mod model;
+
+pub mod genesis;
+
+#[cfg(feature = "model")]
+pub mod reference;
