@@ -17,6 +17,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 
+use crate::events::Events;
+
 pub use instrument::{By, ByUid, Declared, Facts, Handle, Kind, Values, Vocabulary};
 pub use table::{
     ChainMetrics, CompressorMetrics, GauntletMetrics, GpuWorkerMetrics, NodeMetrics, PeerSyncMetrics, RoundMetrics,
@@ -64,6 +66,7 @@ pub struct Metrics {
     process: metrics_process::Collector,
     started: Instant,
     disk: OnceLock<PathBuf>,
+    events: OnceLock<Events>,
 }
 
 impl Metrics {
@@ -92,6 +95,7 @@ impl Metrics {
             process: metrics_process::Collector::new("convoke_"),
             started: Instant::now(),
             disk: OnceLock::new(),
+            events: OnceLock::new(),
             recorder,
         };
         metrics.node.build.publish(&[&facts.version, &facts.role, &facts.run_id, &facts.quantiser]);
@@ -103,12 +107,20 @@ impl Metrics {
         self.disk.get_or_init(|| path.into());
     }
 
+    /// Counts the lines that this event file lost. The first call counts.
+    pub fn watch_events(&self, events: &Events) {
+        self.events.get_or_init(|| events.clone());
+    }
+
     /// The exposition, in Prometheus' text format 0.0.4, with the process read afresh.
     #[must_use]
     pub fn render(&self) -> String {
         self.node.uptime.set(self.started.elapsed().as_secs_f64());
         if let Some(stat) = self.disk.get().and_then(|path| rustix::fs::statvfs(path).ok()) {
             self.node.disk_free.set((stat.f_bavail.saturating_mul(stat.f_frsize)) as f64);
+        }
+        if let Some(events) = self.events.get() {
+            self.node.events_lost.absolute(events.lost());
         }
         // The collector writes with the crate's macros; here they go to this node's recorder and not the process's.
         ::metrics::with_local_recorder(&*self.recorder, || self.process.collect());
