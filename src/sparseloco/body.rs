@@ -5,6 +5,8 @@
 //! hold checked bytes only: whoever has one may decode it without further tests, and knows that no decoded value is
 //! larger than 2^7.
 
+use crate::run_spec::SparseSpec;
+
 use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
 use super::levels::{Levels, MalformedLevels};
 use super::record::{Format, MalformedRecord, Record};
@@ -140,8 +142,9 @@ pub fn decode(layout: &Layout, body: BodyRef<'_>) -> Vec<f32> {
 /// θ ← θ − step · Δ̂ for one contribution, without the median limit: what a LossScore evaluates.
 ///
 /// # Panics
-/// If `theta` is not the layout's flat form.
-pub fn apply_one(layout: &Layout, body: BodyRef<'_>, step: f32, theta: &mut [f32]) {
+/// If `theta` is not the layout's flat form, or the contribution not in the run's format.
+pub fn apply_one(layout: &Layout, spec: &SparseSpec, body: BodyRef<'_>, step: f32, theta: &mut [f32]) {
+    assert_eq!(body.format, Format::of(spec), "the contribution's format");
     assert_eq!(theta.len(), layout.flat_len(), "the flat form's length");
     for_each_value(layout, body, |at, value| theta[at] -= step * value);
 }

@@ -10,7 +10,7 @@
 
 use crate::run_spec::{Quantiser, SparseSpec};
 
-use super::body::Body;
+use super::body::{Body, BodyRef};
 use super::layout::{CHUNK_LEN, Layout, Valid};
 use super::levels::{Levels, fit_sigma_bins, fit_two_bit};
 use super::record::{self, Format, KEEP_MAX};
@@ -65,31 +65,46 @@ pub enum EncodeError {
     },
 }
 
-/// The kept values before quantisation: with them e becomes a again, and a contribution that was not applied loses nothing.
+/// The kept values before quantisation. With them and the contribution, e becomes a again: a contribution that was not applied
+/// loses nothing.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Undo {
-    keep: usize,
-    /// `keep` positions a chunk, of which the chunk uses as many as it keeps.
-    positions: Vec<u16>,
-    /// a at those positions.
+    /// a at the kept positions: k values a chunk, of which the chunk uses as many as it keeps.
     values: Vec<f32>,
 }
 
 impl Undo {
-    /// Sets e = a exactly, given the e that [`encode`] left.
+    /// The values, to be stored beside the payload.
+    #[must_use]
+    pub fn values(&self) -> &[f32] {
+        &self.values
+    }
+
+    /// What was stored.
+    #[must_use]
+    pub fn from_values(values: Vec<f32>) -> Self {
+        Self { values }
+    }
+
+    /// Sets e = a exactly, given the contribution and the e that [`encode`] made together with this.
     ///
     /// # Panics
-    /// If `error` or the contribution is not of this layout.
-    pub fn restore(&self, layout: &Layout, error: &mut [f32]) {
+    /// If contribution, `error` and the values are not of this layout.
+    pub fn restore(&self, layout: &Layout, body: BodyRef<'_>, error: &mut [f32]) {
+        let (format, keep) = (body.format(), body.format().keep());
         assert_eq!(error.len(), layout.flat_len(), "the flat form's length");
-        assert_eq!(self.values.len(), layout.n_chunks() * self.keep, "kept values of the layout");
+        assert_eq!(self.values.len(), layout.n_chunks() * keep, "kept values of the layout");
         for tensor_idx in 0..layout.tensors().len() {
             for chunk_idx in layout.chunks_of(tensor_idx) {
-                let n_kept = self.keep.min(layout.valid(tensor_idx, chunk_idx).count());
-                let at = chunk_idx * self.keep..chunk_idx * self.keep + n_kept;
-                for (position, value) in self.positions[at.clone()].iter().zip(&self.values[at]) {
-                    error[chunk_idx * CHUNK_LEN + usize::from(*position)] = *value;
+                let record = body.record(chunk_idx);
+                if record.scale() == 0 {
+                    // Nothing was subtracted, and its positions are not those of the values.
+                    continue;
                 }
+                let mut values = self.values[chunk_idx * keep..].iter();
+                record.for_each(format.kept_of(layout.valid(tensor_idx, chunk_idx)), |position, _| {
+                    error[chunk_idx * CHUNK_LEN + position] = *values.next().expect("k values a chunk");
+                });
             }
         }
     }
@@ -109,11 +124,7 @@ pub fn encode(layout: &Layout, spec: &SparseSpec, error: &mut [f32], delta: &[f3
     let format = Format::of(spec);
     check(layout, spec.error_decay, error, delta)?;
     let mut body = Body::blank(layout, format);
-    let mut undo = Undo {
-        keep: format.keep(),
-        positions: vec![0; layout.n_chunks() * format.keep()],
-        values: vec![0.0; layout.n_chunks() * format.keep()],
-    };
+    let mut undo = Undo { values: vec![0.0; layout.n_chunks() * format.keep()] };
     let mut report = EncodeReport::default();
     let mut encoder = Encoder { format, decay: spec.error_decay, scratch: Vec::with_capacity(CHUNK_LEN) };
     let (level_len, record_len, keep) = (Levels::len(format.quantiser()), format.record_len(), format.keep());
@@ -124,7 +135,6 @@ pub fn encode(layout: &Layout, spec: &SparseSpec, error: &mut [f32], delta: &[f3
             error: error[flat.clone()].as_chunks_mut().0,
             delta: delta[flat].as_chunks().0,
             records: &mut body.records[chunks.start * record_len..chunks.end * record_len],
-            positions: &mut undo.positions[chunks.start * keep..chunks.end * keep],
             values: &mut undo.values[chunks.start * keep..chunks.end * keep],
         };
         let levels = encoder.encode_tensor(job, &mut report);
@@ -163,7 +173,6 @@ struct TensorJob<'a> {
     error: &'a mut [[f32; CHUNK_LEN]],
     delta: &'a [[f32; CHUNK_LEN]],
     records: &'a mut [u8],
-    positions: &'a mut [u16],
     values: &'a mut [f32],
 }
 
@@ -195,15 +204,16 @@ impl Encoder {
     /// Chunk by chunk, each in one go.
     fn encode_by_scale(&mut self, job: TensorJob<'_>, levels: Levels, report: &mut EncodeReport) -> Levels {
         let (keep, record_len) = (self.format.keep(), self.format.record_len());
+        let mut positions = [0; KEEP_MAX];
         for (i, valid) in job.valids.iter().enumerate() {
             let kept = i * keep..i * keep + self.format.kept_of(*valid);
-            let (positions, values) = (&mut job.positions[kept.clone()], &mut job.values[kept]);
+            let (positions, values) = (&mut positions[..kept.len()], &mut job.values[kept]);
             let error = &mut job.error[i];
             self.accumulate_and_select(error, &job.delta[i], *valid, positions, values);
             let record = &mut job.records[i * record_len..(i + 1) * record_len];
             let code = scale::nearest(mean_magnitude(values));
             if code == 0 {
-                // Nothing is subtracted: e keeps a, whatever positions the undo names.
+                // Nothing is subtracted: e keeps a.
                 write_zero_record(self.format, *valid, record);
                 report.zero_chunks += 1;
                 report.count(values, |_| 0.0);
@@ -217,9 +227,10 @@ impl Encoder {
     /// First all chunks' kept values, then their bins.
     fn encode_by_bins(&mut self, job: TensorJob<'_>, report: &mut EncodeReport) -> Levels {
         let (format, keep, record_len) = (self.format, self.format.keep(), self.format.record_len());
+        let mut positions = vec![0; job.valids.len() * keep];
         for (i, valid) in job.valids.iter().enumerate() {
             let kept = i * keep..i * keep + format.kept_of(*valid);
-            let (positions, values) = (&mut job.positions[kept.clone()], &mut job.values[kept]);
+            let (positions, values) = (&mut positions[kept.clone()], &mut job.values[kept]);
             self.accumulate_and_select(&mut job.error[i], &job.delta[i], *valid, positions, values);
         }
         let (values, valids) = (&*job.values, &job.valids);
@@ -233,7 +244,7 @@ impl Encoder {
             let kept = i * keep..i * keep + format.kept_of(*valid);
             let (codes, rest) = bins.split_at(kept.len());
             bins = rest;
-            let (positions, values) = (&job.positions[kept.clone()], &values[kept]);
+            let (positions, values) = (&positions[kept.clone()], &values[kept]);
             subtract(table, codes, Selected { error: &mut job.error[i], positions, values }, report);
             let record = &mut job.records[i * record_len..(i + 1) * record_len];
             record::write(format, positions, codes, 0, record);

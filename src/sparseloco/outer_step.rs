@@ -19,6 +19,7 @@ use crate::run_spec::{Aggregation, SparseSpec};
 
 use super::body::{BodyRef, norms};
 use super::layout::{CHUNK_LEN, Layout};
+use super::record::Format;
 
 /// The most contributions of an outer step: what the count's bits hold.
 pub const CONTRIBUTIONS_MAX: usize = (1 << COUNT_BITS) - 1;
@@ -67,11 +68,14 @@ impl<'a> OuterStep<'a> {
     /// Computes the limits: a pass over scales and magnitude bits, not over positions.
     ///
     /// # Panics
-    /// If there are more than [`CONTRIBUTIONS_MAX`] contributions; no valid manifest has so many.
+    /// If there are more than [`CONTRIBUTIONS_MAX`] contributions (no valid manifest has so many), or one is not in the run's
+    /// format.
     #[must_use]
     pub fn new(layout: &'a Layout, spec: &SparseSpec, contributions: &'a [BodyRef<'a>]) -> Self {
         let n_contributions = contributions.len();
         assert!(n_contributions <= CONTRIBUTIONS_MAX, "{n_contributions} contributions");
+        let format = Format::of(spec);
+        assert!(contributions.iter().all(|body| body.format() == format), "the contributions' format");
         let norms: Vec<Vec<f64>> = contributions.iter().map(|body| norms(layout, *body)).collect();
         let limits = limits(layout.tensors().len(), &norms);
         let report = |(i, norms): (usize, &Vec<f64>)| {

@@ -30,7 +30,8 @@ fn check_conservation(layout: &Layout, spec: &SparseSpec, error: &[f32], delta: 
     for (i, ((a, sent), kept)) in a.iter().zip(&sent).zip(&kept).enumerate() {
         assert_eq!(kept.to_bits(), (a - sent).to_bits(), "C-1 at {i}: a {a}, sent {sent}, kept {kept}");
     }
-    encoded.undo.restore(layout, &mut kept);
+    let undo = Undo::from_values(encoded.undo.values().to_vec());
+    undo.restore(layout, encoded.body.view(), &mut kept);
     for (i, (a, kept)) in a.iter().zip(&kept).enumerate() {
         assert_eq!(kept.to_bits(), a.to_bits(), "undo at {i}");
     }

@@ -195,6 +195,6 @@ fn one_contribution_applied_alone_is_a_plain_subtraction() {
     let body = some_body(&layout, &spec(Quantiser::TwoBit, 64), 3);
     let (mut theta, sent) = (noise_of(&layout, 1), decode(&layout, body.view()));
     let want: Vec<f32> = theta.iter().zip(&sent).map(|(theta, sent)| theta - 0.2 * sent).collect();
-    apply_one(&layout, body.view(), 0.2, &mut theta);
+    apply_one(&layout, &spec(Quantiser::TwoBit, 64), body.view(), 0.2, &mut theta);
     assert!(theta == want);
 }
