@@ -8,6 +8,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
+use convoke::round::Role;
 use convoke::run_spec::{RunSpec, RunSpecError};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
@@ -56,32 +57,6 @@ pub struct NodeSection {
     pub peers: Vec<String>,
     /// Which log lines are written, as `tracing` directives.
     pub log: String,
-}
-
-/// What a node does in a round.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Role {
-    /// Trains.
-    Miner,
-    /// Scores.
-    Validator,
-    /// Trains and scores, but never itself.
-    Both,
-}
-
-impl Role {
-    /// Whether it trains.
-    #[must_use]
-    pub fn mines(self) -> bool {
-        matches!(self, Self::Miner | Self::Both)
-    }
-
-    /// Whether it scores.
-    #[must_use]
-    pub fn validates(self) -> bool {
-        matches!(self, Self::Validator | Self::Both)
-    }
 }
 
 /// The chain a node follows.

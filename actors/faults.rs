@@ -10,7 +10,7 @@ use std::time::Duration;
 use convoke::terms::Round;
 use serde::{Deserialize, Serialize};
 
-use crate::events::{Event, Events};
+use crate::journal::Journal;
 use crate::leaf::Leaf;
 
 /// What happens at the point.
@@ -37,17 +37,16 @@ pub struct Fault {
 }
 
 /// The faults still to come.
-#[derive(Debug)]
 pub struct Faults {
     script: Mutex<Vec<Fault>>,
-    events: Events,
+    journal: Journal,
 }
 
 impl Faults {
-    /// A script of faults that are reported to `events` when they strike.
+    /// A script of faults that are told to the journal when they strike.
     #[must_use]
-    pub fn new(script: Vec<Fault>, events: Events) -> Self {
-        Self { script: Mutex::new(script), events }
+    pub fn new(script: Vec<Fault>, journal: Journal) -> Self {
+        Self { script: Mutex::new(script), journal }
     }
 
     fn due(&self, leaf: Leaf, point: &str, round: Round) -> Option<FaultKind> {
@@ -56,7 +55,7 @@ impl Faults {
         let idx = script.iter().position(|fault| fault.leaf == leaf && fault.point == point && round >= fault.round)?;
         let fault = script.swap_remove(idx);
         drop(script);
-        self.events.emit(Event::FaultInjected { round, actor: leaf.name().to_owned(), point: point.to_owned() });
+        self.journal.fault(round, &fault);
         Some(fault.kind)
     }
 

@@ -29,17 +29,14 @@ impl Leaf {
     pub const ALL: [Self; 6] =
         [Self::GpuWorker, Self::Compressor, Self::PeerSync, Self::Gauntlet, Self::ChainWriter, Self::RoundClock];
 
+    /// Their names, in the same order.
+    pub const NAMES: [&'static str; 6] =
+        ["gpu-worker", "compressor", "peer-sync", "gauntlet", "chain-writer", "round-clock"];
+
     /// The name in logs, metrics, `/status` and fault scripts.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::GpuWorker => "gpu-worker",
-            Self::Compressor => "compressor",
-            Self::PeerSync => "peer-sync",
-            Self::Gauntlet => "gauntlet",
-            Self::ChainWriter => "chain-writer",
-            Self::RoundClock => "round-clock",
-        }
+        Self::NAMES[self as usize]
     }
 }
 
@@ -56,8 +53,8 @@ pub enum AskError {
     #[error("{0} is gone")]
     Gone(Leaf),
     /// The actor said nothing in time; it is to be killed and replaced.
-    #[error("{0} did not answer in time")]
-    Hung(Leaf),
+    #[error("{0} did not answer within {1:?}")]
+    Hung(Leaf, Duration),
 }
 
 /// Asks `leaf` and waits for its answer.
@@ -72,7 +69,7 @@ pub async fn ask<M: Message, T: Send + 'static>(
 ) -> Result<T, AskError> {
     match actor.call(question, Some(within)).await {
         Ok(CallResult::Success(answer)) => Ok(answer),
-        Ok(CallResult::Timeout) => Err(AskError::Hung(leaf)),
+        Ok(CallResult::Timeout) => Err(AskError::Hung(leaf, within)),
         Ok(CallResult::SenderError) | Err(_) => Err(AskError::Gone(leaf)),
     }
 }

@@ -29,7 +29,6 @@ use tracing::{error, info, warn};
 
 use crate::chain_writer::{self, ChainWriter};
 use crate::compressor::{self, Compressor};
-use crate::events::Event;
 use crate::gauntlet::{self, Gauntlet};
 use crate::gpu_worker::{self, GpuWorker};
 use crate::leaf::{AskError, Leaf, ask};
@@ -72,7 +71,6 @@ pub struct Leaves {
 pub struct Supervisor;
 
 /// What the tree is built from.
-#[derive(Debug)]
 pub struct Args {
     /// Everything the actors share.
     pub parts: Arc<Parts>,
@@ -113,8 +111,8 @@ struct Refs {
 pub enum Msg {
     /// The back-off of a dead child is over.
     Restart(Leaf),
-    /// A child has let a deadline pass.
-    Hung(Leaf),
+    /// A child has let this deadline pass.
+    Hung(Leaf, Duration),
     /// Time to ask RoundClock for a sign of life.
     HeartBeat,
     /// End the node in order, with this exit code.
@@ -145,7 +143,7 @@ impl Actor for Supervisor {
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Restart(leaf) => state.start(leaf, &me).await,
-            Msg::Hung(leaf) => state.kill(leaf),
+            Msg::Hung(leaf, deadline) => state.kill(leaf, deadline),
             Msg::HeartBeat => state.ask_for_sign_of_life(&me),
             Msg::Stop(code) => state.stop(code, &me),
         }
@@ -159,9 +157,10 @@ impl Actor for Supervisor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match event {
-            SupervisionEvent::ActorFailed(cell, why) => state.child_died(&cell, &why.to_string(), &me),
-            SupervisionEvent::ActorTerminated(cell, _, why) => {
-                state.child_died(&cell, why.as_deref().unwrap_or("it ended"), &me);
+            SupervisionEvent::ActorFailed(cell, why) => state.child_died(&cell, "panic", &why.to_string(), &me),
+            // Nobody but this supervisor ends a child, and it does so only when the child is hung.
+            SupervisionEvent::ActorTerminated(cell, _, _) => {
+                state.child_died(&cell, "hung", "it was hung and was killed", &me);
             }
             _ => {}
         }
@@ -191,11 +190,10 @@ impl State {
                 let child = self.children.entry(leaf).or_default();
                 child.cell = Some(cell);
                 child.started = Some(Instant::now());
-                self.parts.status.actor_up(leaf.name(), true);
-                self.parts.metrics.supervisor.up(leaf.name(), true);
+                self.parts.journal.actor_up(leaf);
                 self.introduce(leaf, me).await;
             }
-            Err(error) => self.died(leaf, &format!("could not start: {error}"), me),
+            Err(error) => self.died(leaf, "start", &format!("could not start: {error}"), me),
         }
     }
 
@@ -229,14 +227,14 @@ impl State {
         }
     }
 
-    fn child_died(&mut self, cell: &ActorCell, why: &str, me: &ActorRef<Msg>) {
+    fn child_died(&mut self, cell: &ActorCell, kind: &'static str, why: &str, me: &ActorRef<Msg>) {
         let dead = self.children.iter().find(|(_, child)| child.cell.as_ref().is_some_and(|it| it.get_id() == cell.get_id()));
         if let Some(leaf) = dead.map(|(leaf, _)| *leaf) {
-            self.died(leaf, why, me);
+            self.died(leaf, kind, why, me);
         }
     }
 
-    fn died(&mut self, leaf: Leaf, why: &str, me: &ActorRef<Msg>) {
+    fn died(&mut self, leaf: Leaf, kind: &'static str, why: &str, me: &ActorRef<Msg>) {
         if self.stopping {
             return;
         }
@@ -251,14 +249,9 @@ impl State {
         child.restarts.push_back(now);
         let spent = child.restarts.len();
         let back_off = back_off(leaf, child.deaths);
-        self.parts.status.actor_restarted(leaf.name(), why);
-        self.parts.metrics.supervisor.restarted(leaf.name(), RESTARTS_MAX.saturating_sub(spent));
-        self.parts.events.emit(Event::ActorRestarted {
-            actor: leaf.name().to_owned(),
-            reason: why.to_owned(),
-            restarts: self.parts.status.restarts(leaf.name()),
-        });
+        self.parts.journal.actor_down(leaf, kind, why, RESTARTS_MAX.saturating_sub(spent));
         if spent > RESTARTS_MAX {
+            self.parts.journal.budget_spent(leaf);
             error!(actor = leaf.name(), reason = why, restarts = RESTARTS_MAX, "restart budget spent, the node stops");
             self.stop(EXIT_BUDGET_SPENT, me);
             return;
@@ -267,11 +260,10 @@ impl State {
         me.send_after(back_off, move || Msg::Restart(leaf));
     }
 
-    fn kill(&mut self, leaf: Leaf) {
+    fn kill(&mut self, leaf: Leaf, deadline: Duration) {
         let Some(cell) = self.children.get(&leaf).and_then(|child| child.cell.as_ref()) else { return };
         warn!(actor = leaf.name(), "actor is hung and is killed");
-        self.parts.metrics.supervisor.hung.increment(1);
-        self.parts.events.emit(Event::ActorHung { actor: leaf.name().to_owned() });
+        self.parts.journal.actor_hung(leaf, deadline);
         cell.kill();
     }
 
@@ -283,8 +275,8 @@ impl State {
         let me = me.clone();
         tokio::spawn(async move {
             let sign = ask(Leaf::RoundClock, &round_clock, HEART_BEAT_TIMEOUT, round_clock::Msg::Ping).await;
-            if let Err(AskError::Hung(leaf)) = sign {
-                drop(me.cast(Msg::Hung(leaf)));
+            if let Err(AskError::Hung(leaf, deadline)) = sign {
+                drop(me.cast(Msg::Hung(leaf, deadline)));
             }
         });
     }

@@ -105,6 +105,30 @@ pub enum RejectReason {
 }
 
 impl RejectReason {
+    /// All names, for whoever counts by reason.
+    pub const NAMES: [&'static str; 20] = [
+        "not-registered",
+        "sealed-for-other-round",
+        "not-sealed-in-time",
+        "too-large",
+        "wrong-base",
+        "holding-proof",
+        "missing",
+        "hash-mismatch",
+        "size-mismatch",
+        "malformed",
+        "wrong-run",
+        "wrong-round",
+        "wrong-layout",
+        "wrong-hotkey",
+        "wrong-uid",
+        "bad-signature",
+        "no-inner-steps",
+        "too-many-inner-steps",
+        "replay",
+        "copy",
+    ];
+
     /// The reason's name, for metrics and events; equal to its name when serialised.
     #[must_use]
     pub fn name(&self) -> &'static str {

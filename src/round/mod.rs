@@ -36,6 +36,16 @@ pub enum Role {
 }
 
 impl Role {
+    /// The role's name.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Miner => "miner",
+            Self::Validator => "validator",
+            Self::Both => "both",
+        }
+    }
+
     /// Whether the node contributes pseudo-gradients.
     #[must_use]
     pub fn mines(self) -> bool {
@@ -79,23 +89,42 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// All phases, in the order of a round.
+    pub const ALL: [Self; 12] = [
+        Self::Starting,
+        Self::Ready,
+        Self::InnerSteps,
+        Self::Compressing,
+        Self::Sealing,
+        Self::AwaitingReveal,
+        Self::Gathering,
+        Self::AwaitingManifest,
+        Self::Deciding,
+        Self::OuterStep,
+        Self::NullRound,
+        Self::Saving,
+    ];
+
+    /// All names, in the same order.
+    pub const NAMES: [&'static str; 12] = [
+        "starting",
+        "ready",
+        "inner-steps",
+        "compressing",
+        "sealing",
+        "awaiting-reveal",
+        "gathering",
+        "awaiting-manifest",
+        "deciding",
+        "outer-step",
+        "null-round",
+        "saving",
+    ];
+
     /// The phase's name in `/status` and in metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Ready => "ready",
-            Self::InnerSteps => "inner-steps",
-            Self::Compressing => "compressing",
-            Self::Sealing => "sealing",
-            Self::AwaitingReveal => "awaiting-reveal",
-            Self::Gathering => "gathering",
-            Self::AwaitingManifest => "awaiting-manifest",
-            Self::Deciding => "deciding",
-            Self::OuterStep => "outer-step",
-            Self::NullRound => "null-round",
-            Self::Saving => "saving",
-        }
+        Self::NAMES[self as usize]
     }
 
     /// Whether only the own contribution is lost when this phase fails.
