@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use convoke::digest::digest;
+use convoke::manifest::Manifest;
 use convoke::payload::{Header, Payload};
 use convoke::sparseloco::{self, Undo};
 use convoke::terms::{Digest, LayoutHash, ManifestHash, PayloadHash, Round, Uid};
@@ -49,7 +50,7 @@ pub struct Position {
     pub theta: Theta,
     /// θ's digest.
     pub digest: Digest,
-    /// The manifest that made θ; all zeros before the first.
+    /// The manifest that made θ; before the first, what stands for it.
     pub prev: ManifestHash,
     /// The own payload of this round, if it was made before a crash or a stop.
     pub pending: Option<Arc<Payload>>,
@@ -99,8 +100,10 @@ pub struct Compressed {
     pub payload: Arc<Payload>,
     /// Its size against Δ in f32.
     pub ratio: f64,
-    /// Norm of Δ̂ over norm of a.
+    /// L2 norm of the error feedback after it.
     pub error_norm: f64,
+    /// ‖kept values − their quantised values‖ over ‖kept values‖.
+    pub quantisation_error: f64,
     /// Seconds of work.
     pub seconds: f64,
 }
@@ -196,33 +199,17 @@ impl Desk {
     /// The boundary on disk, or the run's first θ with no error feedback.
     fn load(parts: Arc<Parts>) -> Self {
         let layout_hash = parts.layout.hash();
-        let boundary = parts.store.latest().ok().flatten().and_then(|round| Self::load_boundary(&parts, round));
-        let mut desk = boundary.unwrap_or_else(|| {
+        let boundary = parts.store.latest().ok().flatten().and_then(|round| read_boundary(&parts, round));
+        let (head, theta, error) = boundary.unwrap_or_else(|| {
             let theta = parts.genesis_theta();
+            let prev = Manifest::first_prev(&parts.run_id);
             let error = vec![0.0; theta.len()];
-            (Round(0), ManifestHash::default(), digest(&theta), theta, error)
+            (BoundaryHead { round: Round(0), digest: digest(&theta), prev }, theta, error)
         });
-        let error = std::mem::take(&mut desk.4);
-        let mut desk = Self {
-            parts,
-            layout_hash,
-            round: desk.0,
-            prev: desk.1,
-            digest: desk.2,
-            theta: Arc::new(desk.3),
-            error,
-            pending: None,
-        };
+        let BoundaryHead { round, digest, prev } = head;
+        let mut desk = Self { parts, layout_hash, round, theta: Arc::new(theta), digest, prev, error, pending: None };
         desk.load_pending();
         desk
-    }
-
-    fn load_boundary(parts: &Parts, round: Round) -> Option<(Round, ManifestHash, Digest, Vec<f32>, Vec<f32>)> {
-        let section = parts.store.read(round, SECTION).ok()?;
-        let (head, mut rest) = postcard::take_from_bytes::<BoundaryHead>(&section).ok()?;
-        let theta = take_f32s(&mut rest, parts.layout.flat_len())?;
-        let error = take_f32s(&mut rest, parts.layout.flat_len())?;
-        (head.round == round && digest(&theta) == head.digest).then_some((round, head.prev, head.digest, theta, error))
     }
 
     /// A payload that was made since the boundary may be sealed: e must be what it was right after.
@@ -232,7 +219,9 @@ impl Desk {
         let Some(error) = take_f32s(&mut rest, self.parts.layout.flat_len()) else { return };
         let spec = &self.parts.config.run.sparse;
         let Ok(payload) = Payload::parse(head.payload.into(), &self.parts.layout, spec) else { return };
-        if payload.header().base == self.digest && payload.header().round == self.round {
+        let n_kept = self.parts.layout.n_chunks() * spec.keep_per_chunk;
+        let fits = head.undo.len() == n_kept && payload.header().base == self.digest;
+        if fits && payload.header().round == self.round {
             self.error = error;
             self.pending = Some(Pending { payload: Arc::new(payload), undo: Undo::from_values(head.undo) });
         }
@@ -257,6 +246,8 @@ impl Desk {
         let spec = &self.parts.config.run.sparse;
         let encoded = sparseloco::encode(&self.parts.layout, spec, &mut self.error, &contribution.delta)
             .map_err(|error| Refused::Unfit(error.to_string()))?;
+        let report = &encoded.report;
+        let quantisation_error = (report.energy_lost / report.energy_kept.max(f64::MIN_POSITIVE)).sqrt();
         let header = Header {
             run_id: self.parts.run_id,
             round: self.round,
@@ -273,6 +264,7 @@ impl Desk {
         Ok(Compressed {
             ratio: dense_bytes / payload.bytes().len() as f64,
             error_norm: norm(&self.error),
+            quantisation_error,
             seconds: started.elapsed().as_secs_f64(),
             payload,
         })
@@ -332,6 +324,15 @@ impl Desk {
             pending.undo.restore(&self.parts.layout, pending.payload.body(), &mut self.error);
         }
     }
+}
+
+/// θ and e of a boundary, if they are what was written.
+fn read_boundary(parts: &Parts, round: Round) -> Option<(BoundaryHead, Vec<f32>, Vec<f32>)> {
+    let section = parts.store.read(round, SECTION).ok()?;
+    let (head, mut rest) = postcard::take_from_bytes::<BoundaryHead>(&section).ok()?;
+    let theta = take_f32s(&mut rest, parts.layout.flat_len())?;
+    let error = take_f32s(&mut rest, parts.layout.flat_len())?;
+    (head.round == round && digest(&theta) == head.digest).then_some((head, theta, error))
 }
 
 fn norm(values: &[f32]) -> f64 {

@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use convoke::gauntlet::fast_checks::RejectReason;
 use convoke::terms::{Block, BlockHash, Digest, Hotkey, ManifestHash, Round, Uid, Weight};
 
 use crate::compressor::{Compressed, Stepped};
@@ -132,7 +133,7 @@ impl Journal {
 
     /// The sealed payloads that came have been checked.
     pub fn gathered(&self, round: Round, gathered: &Gathered) {
-        let missing = gathered.missing();
+        let missing = gathered.n_missing();
         let received = gathered.passed.len() + gathered.rejected.len() - missing;
         self.events.record(round, Event::Gathered { received: count(received), missing: count(missing) });
         self.metrics.peer_sync.gathered.set(received as f64);
@@ -140,7 +141,7 @@ impl Journal {
         for rejection in &gathered.rejected {
             let name = rejection.reason.name();
             self.metrics.gauntlet.rejected.with([name]).increment(1);
-            if rejection.is_copy() {
+            if matches!(rejection.reason, RejectReason::Copy { .. }) {
                 self.metrics.gauntlet.copies.increment(1);
             }
             let reason = rejection.reason.to_string();

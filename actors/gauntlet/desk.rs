@@ -13,7 +13,7 @@ use convoke::gauntlet::{selection, weights};
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::{self, Payload};
 use convoke::sparseloco;
-use convoke::terms::{Block, Hotkey, Round};
+use convoke::terms::{Block, BlockHash, Digest, Hotkey, Round};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -72,7 +72,7 @@ impl Desk {
             }
         }
         self.reject_copies(&mut gathered, &order);
-        self.used.insert(round, gathered.passed.iter().map(|passed| passed.payload.records_hash()).collect());
+        self.used.insert(round, gathered.passed.iter().map(|passed| records_hash(&passed.payload)).collect());
         self.used.retain(|used_in, _| used_in.0 + REPLAY_ROUNDS > round.0);
         gathered
     }
@@ -111,12 +111,12 @@ impl Desk {
         check_seal(&sealed, &expected)?;
         let bytes = bytes.and_then(Result::ok).ok_or(RejectReason::Missing)?;
         let payload = Payload::parse(bytes, &self.parts.layout, &run.sparse)
-            .map_err(|malformed| RejectReason::Malformed(malformed.name().to_owned()))?;
+            .map_err(|malformed| RejectReason::Malformed(malformed.reason().to_owned()))?;
         let header = payload.header();
         let facts = PayloadFacts {
             hash: payload.hash(),
             bytes: payload.bytes().len() as u64,
-            records: payload.records_hash(),
+            records: records_hash(&payload),
             run_id: header.run_id,
             round: header.round,
             uid: header.uid,
@@ -219,10 +219,16 @@ impl Desk {
     }
 }
 
+/// Equal for payloads that say the same, whoever signed them and for whichever round.
+fn records_hash(payload: &Payload) -> [u8; 32] {
+    let body = payload.body();
+    *blake3::Hasher::new().update(body.level_bytes()).update(body.record_bytes()).finalize().as_bytes()
+}
+
 /// What all payloads of a round must stand on.
 struct Ground<'a> {
     round: Round,
-    seed: &'a convoke::terms::BlockHash,
-    base: convoke::terms::Digest,
+    seed: &'a BlockHash,
+    base: Digest,
     theta: &'a [f32],
 }

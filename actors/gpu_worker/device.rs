@@ -15,7 +15,7 @@ use convoke::sparseloco;
 use convoke::terms::{BlockHash, Round};
 use serde::{Deserialize, Serialize};
 
-use super::replicas::Threaded;
+use super::replicas::ReplicaThreads;
 use super::{SECTION, Trained};
 use crate::compressor::Theta;
 use crate::gauntlet::Evaluation;
@@ -83,7 +83,7 @@ fn devices(kind: &str) -> Option<Vec<Device>> {
 pub(super) struct Desk {
     parts: Arc<Parts>,
     device: Device,
-    replicas: Threaded,
+    replicas: ReplicaThreads,
     held: Option<Held>,
     /// A second model for evaluations; made when first wanted.
     judge: Option<Llama>,
@@ -115,7 +115,9 @@ impl Desk {
             0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
             n => n,
         };
-        let replicas = Threaded::new(if matches!(parts.config.node.device.as_str(), "cpu") { n_threads } else { 1 });
+        // Only on the CPU do several replicas share a device.
+        let n_threads = if parts.config.node.device == "cpu" { n_threads } else { 1 };
+        let replicas = ReplicaThreads::new(n_threads).expect("the system gives the worker its threads");
         let heldout = parts.dataset.heldout(parts.config.run.data.heldout_sequences);
         let heldout = heldout.chunks(EVAL_BATCH).map(batch).collect();
         Self { parts, device, replicas, held: None, judge: None, heldout, trained: None }
@@ -146,8 +148,7 @@ impl Desk {
 
     fn heldout_loss(&mut self) -> f64 {
         let Some(held) = &self.held else { return f64::NAN };
-        let losses = self.replicas.losses(&held.model, self.heldout.clone());
-        mean(losses.into_iter().flatten())
+        mean(self.heldout.iter().flat_map(|batch| held.model.losses(batch)))
     }
 
     pub fn inner_steps(&mut self, round: Round, seed: BlockHash, stop: &AtomicBool) -> Result<Trained, String> {
@@ -222,8 +223,7 @@ impl Desk {
             }
             none => none.insert(Llama::from_tensors(&parts.config.run.model, &self.device, |idx| tensor(&parts, theta, idx))),
         };
-        let replicas = &mut self.replicas;
-        [0, 1].map(|set: usize| mean(replicas.losses(judge, sets[set].clone()).into_iter().flatten()))
+        [0, 1].map(|set: usize| mean(sets[set].iter().flat_map(|batch| judge.losses(batch))))
     }
 
     pub fn save(&mut self, round: Round) -> Result<(), String> {

@@ -32,7 +32,7 @@ pub type Training = Trained;
 #[derive(Debug)]
 pub enum Update {
     Started { position: Position, heldout_loss: f64 },
-    Trained { round: Round, seed: BlockHash, trained: Trained },
+    Trained { round: Round, trained: Trained },
     Compressed { round: Round, compressed: Compressed },
     Sealed { round: Round, block: Block, payload: Arc<Payload> },
     Gathered { round: Round, gathered: Arc<Gathered> },
@@ -105,6 +105,11 @@ impl Board {
         self.decision.clone()
     }
 
+    /// Whether the own payload of the round is on chain.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+
     pub fn refused(&self) -> BTreeSet<ManifestHash> {
         self.refused.clone()
     }
@@ -150,7 +155,7 @@ impl Board {
             {
                 None
             }
-            Update::Trained { round, seed, trained } => Some(self.trained(round, seed, trained, journal)),
+            Update::Trained { round, trained } => Some(self.trained(round, trained, journal)),
             Update::Compressed { round, compressed } => Some(self.compressed(round, &compressed, journal)),
             Update::Sealed { round, block, payload } => Some(self.sealed(round, block, &payload, journal)),
             Update::Gathered { round, gathered } => {
@@ -194,10 +199,10 @@ impl Board {
         Event::Started(round, payload_held)
     }
 
-    fn trained(&mut self, round: Round, seed: BlockHash, trained: Trained, journal: &Journal) -> Event {
+    fn trained(&mut self, round: Round, trained: Trained, journal: &Journal) -> Event {
         journal.trained(round, trained.steps, trained.tokens, trained.loss, trained.seconds);
         let steps = trained.steps;
-        (self.seed, self.training) = (seed, Some(trained));
+        self.training = Some(trained);
         Event::Done(round, Done::InnerSteps(steps))
     }
 

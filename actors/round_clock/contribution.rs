@@ -9,7 +9,7 @@ use convoke::round::Phase;
 use convoke::terms::{Round, Uid};
 
 use super::board::{Ground, Training, Update};
-use super::{Desk, Trouble, deadline};
+use super::{Beside, Desk, Trouble, deadline};
 use crate::chain_writer;
 use crate::compressor::{self, Contribution, Refused};
 use crate::gpu_worker;
@@ -26,7 +26,7 @@ impl Desk {
     /// Finds out where the node stands and puts θ on the device.
     pub fn start(&self, round: Round) {
         let desk = self.clone();
-        self.run(round, Some(Phase::Starting), async move {
+        self.run(round, Beside::Phase(Phase::Starting), async move {
             let within = desk.within(Phase::Starting, round).max(STARTING);
             let position = ask(Leaf::Compressor, &desk.leaves.compressor, within, compressor::Msg::Position).await?;
             let heldout_loss = desk.load(position.round, &position.theta, position.pending.is_some(), within).await?;
@@ -48,18 +48,18 @@ impl Desk {
 
     pub fn inner_steps(&self, round: Round, stop: Arc<AtomicBool>) {
         let desk = self.clone();
-        self.run(round, Some(Phase::InnerSteps), async move {
+        self.run(round, Beside::Phase(Phase::InnerSteps), async move {
             let within = desk.within(Phase::InnerSteps, round);
             let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
             let question = |port| gpu_worker::Msg::InnerSteps { round, seed, stop, port };
-            let training = ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, question).await?;
-            Ok(Update::Trained { round, seed, training: training.map_err(Trouble::Displaced)? })
+            let trained = ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, question).await?;
+            Ok(Update::Trained { round, trained: trained.map_err(Trouble::Displaced)? })
         });
     }
 
     pub fn compress(&self, round: Round, training: Option<Training>) {
         let desk = self.clone();
-        self.run(round, Some(Phase::Compressing), async move {
+        self.run(round, Beside::Phase(Phase::Compressing), async move {
             let Some(training) = training else {
                 return Err(Trouble::Outside("there is no pseudo-gradient to compress".to_owned()));
             };
@@ -78,7 +78,7 @@ impl Desk {
     /// Keeps the payload for those who will ask, then commits to it on chain.
     pub fn seal(&self, round: Round, payload: Option<Arc<Payload>>, ground: Option<Ground>) {
         let desk = self.clone();
-        self.run(round, Some(Phase::Sealing), async move {
+        self.run(round, Beside::Phase(Phase::Sealing), async move {
             let (Some(payload), Some(ground)) = (payload, ground) else {
                 return Err(Trouble::Outside("there is no payload to seal".to_owned()));
             };
@@ -99,7 +99,7 @@ impl Desk {
                 holding: convoke::digest::holding_proof(&ground.theta, &seed, &hotkey, chunks),
             };
             let until = desk.parts.schedule.sealed_by(round);
-            let question = |port| chain_writer::Msg::Seal { seal, until, port };
+            let question = |port| chain_writer::Msg::Seal(seal, until, port);
             let block = ask(Leaf::ChainWriter, &desk.leaves.chain_writer, within, question).await?;
             Ok(Update::Sealed { round, block: block.map_err(Trouble::Outside)?, payload })
         });

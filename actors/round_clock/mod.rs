@@ -19,20 +19,25 @@ mod deadline;
 mod scoring;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use convoke::round::{Effect, Event as RoundEvent, Phase, RoundState};
-use convoke::terms::{Block, Round};
+use convoke::round::{Done, Effect, Event as RoundEvent, Phase, RoundState};
+use convoke::terms::{Block, Digest, Round};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{debug, info, warn};
 
 use crate::chain::Heads;
-use crate::events::Event;
-use crate::leaf::{AskError, Leaf, answer};
+use crate::leaf::{AskError, Leaf, answer, ask};
 use crate::node::Parts;
 use crate::supervisor::{self, Leaves};
+use crate::{chain_writer, gpu_worker, peer_sync};
 
 use board::{Board, Update};
+
+/// What the model goes on from when the run is over.
+const CLOSING_PROMPT: &str = "KING. ";
+const CLOSING_TOKENS: usize = 80;
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The actor.
 #[derive(Debug)]
@@ -55,6 +60,10 @@ pub struct State {
     board: Board,
     /// Rounds completed by this process.
     completed: u64,
+    /// A procedure that finds the node's place is under way.
+    is_starting: bool,
+    /// The round whose beginning has been told.
+    begun: Option<Round>,
     heads: tokio::task::JoinHandle<()>,
 }
 
@@ -75,7 +84,7 @@ pub enum Msg {
     /// A procedure has ended well.
     Ended(Box<Ended>),
     /// A procedure has failed.
-    Failed(Round, Option<Phase>, Trouble),
+    Failed(Round, Beside, Trouble),
     /// An actor has been replaced.
     Replaced(Leaves),
     /// A sign of life is wanted.
@@ -85,6 +94,17 @@ pub enum Msg {
 /// What a procedure brings back; sealed, so that only this module makes one.
 #[derive(Debug)]
 pub struct Ended(Update);
+
+/// Which procedure: a phase of the round, or what runs beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Beside {
+    /// The phase.
+    Phase(Phase),
+    /// A vote.
+    Vote,
+    /// An evaluation, or weights.
+    Scoring,
+}
 
 /// Why a procedure could not end well; the variant is what is done about it.
 #[derive(Debug, thiserror::Error)]
@@ -99,12 +119,12 @@ pub enum Trouble {
     #[error("{0}")]
     Outside(String),
     /// θ is not what the run has agreed on.
-    #[error("off the agreed digest: the manifest is for {agreed}, this node holds {held}")]
+    #[error("off the agreed digest: the manifest is for {agreed}, this node holds {own}")]
     OffDigest {
         /// What the manifest applies to.
-        agreed: String,
+        agreed: Digest,
         /// What is held here.
-        held: String,
+        own: Digest,
     },
 }
 
@@ -120,7 +140,7 @@ impl Actor for RoundClock {
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
         let desk = Desk { parts, leaves, supervisor, me };
         desk.start(Round(0));
-        Ok(State { desk, machine, board: Board::default(), completed: 0, heads })
+        Ok(State { desk, machine, board: Board::default(), completed: 0, is_starting: true, begun: None, heads })
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
@@ -131,7 +151,7 @@ impl Actor for RoundClock {
                     state.step(event).await;
                 }
             }
-            Msg::Failed(round, phase, trouble) => state.on_trouble(round, phase, &trouble).await,
+            Msg::Failed(round, which, trouble) => state.on_trouble(round, which, &trouble).await,
             Msg::Replaced(leaves) => state.desk.leaves = leaves,
             Msg::Ping(port) => answer(port, ()),
         }
@@ -162,18 +182,31 @@ async fn follow_heads(mut heads: tokio::sync::watch::Receiver<Heads>, me: ActorR
     }
 }
 
+impl Beside {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Phase(phase) => phase.name(),
+            Self::Vote => "vote",
+            Self::Scoring => "scoring",
+        }
+    }
+}
+
 impl State {
     async fn on_head(&mut self, heads: Heads) {
         let parts = &self.desk.parts;
         parts.faults.point(Leaf::RoundClock, "head", self.machine.round()).await;
-        parts.status.chain_head(heads.best.number, heads.finalized.number);
-        parts.metrics.chain.head(heads.best.number, heads.finalized.number);
-        let confirmed = heads.best.number.0.saturating_sub(parts.config.run.timing.head_confirmations);
-        if self.machine.phase() == Phase::Starting && !self.board.starting {
-            self.board.starting = true;
+        let best = heads.best.number;
+        parts.journal.head(best, heads.finalized.number);
+        let confirmed = Block(best.0.saturating_sub(parts.config.run.timing.head_confirmations));
+        // The gate opens, and calls expire, by the same block that drives the round.
+        drop(self.desk.leaves.peer_sync.cast(peer_sync::Msg::Head(confirmed)));
+        drop(self.desk.leaves.chain_writer.cast(chain_writer::Msg::Head(best)));
+        if self.machine.phase() == Phase::Starting && !self.is_starting {
+            self.is_starting = true;
             self.desk.start(self.machine.round());
         }
-        self.step(RoundEvent::Head(Block(confirmed))).await;
+        self.step(RoundEvent::Head(confirmed)).await;
     }
 
     async fn step(&mut self, event: RoundEvent) {
@@ -181,15 +214,26 @@ impl State {
         let effects = self.machine.step(event);
         let (round, phase) = (self.machine.round(), self.machine.phase());
         if (round, phase) != before {
-            debug!(%round, phase = phase.name(), "phase entered");
-            self.board.phase_entered(phase);
-            self.desk.parts.status.phase(round, phase.name());
-            self.desk.parts.metrics.training.phase(phase.name());
+            self.tell_phase(round, phase, before.1);
             self.desk.parts.faults.point(Leaf::RoundClock, phase.name(), round).await;
         }
         for effect in effects {
             self.perform(effect);
         }
+    }
+
+    fn tell_phase(&mut self, round: Round, phase: Phase, before: Phase) {
+        let parts = &self.desk.parts;
+        self.board.phase_entered(phase);
+        if phase != Phase::Ready && phase != Phase::Saving && self.begun != Some(round) {
+            self.begun = Some(round);
+            parts.journal.round_started(round, parts.config.run.inner.steps);
+        }
+        let in_contribution = matches!(before, Phase::InnerSteps | Phase::Compressing | Phase::Sealing);
+        if in_contribution && matches!(phase, Phase::AwaitingReveal | Phase::Gathering) && !self.board.is_sealed() {
+            parts.journal.contribution_lost(round, &format!("given up in phase {}", before.name()));
+        }
+        parts.journal.phase(round, phase.name());
     }
 
     /// Starts the effect and returns at once; how it went comes back as a message.
@@ -213,41 +257,39 @@ impl State {
 
     /// Puts what a procedure has brought on the board, tells operators, and says what it means to the machine.
     fn take(&mut self, update: Update) -> Option<RoundEvent> {
-        let round = update.round();
-        let event = self.board.take(update, &self.desk.parts, self.machine.phase());
-        if let Some(RoundEvent::Done(saved, convoke::round::Done::Saved)) = event {
+        let is_step = matches!(update, Update::Stepped { manifest: Some(_), .. });
+        let event = self.board.take(update, self.machine.round(), &self.desk.parts.journal);
+        if is_step && event.is_some() {
             self.completed += 1;
-            self.desk.parts.status.round_completed(self.completed);
-            let last = self.desk.parts.config.node.rounds;
-            if last.is_some_and(|last| self.completed >= last) {
-                info!(rounds = self.completed, "all rounds are done");
-                drop(self.desk.supervisor.cast(supervisor::Msg::Stop(0)));
-                return None;
-            }
-            debug!(round = %saved, "boundary saved");
         }
-        debug_assert!(event.is_none() || round.0 <= self.machine.round().0 + 1);
+        let is_saved = matches!(event, Some(RoundEvent::Done(_, Done::Saved)));
+        if is_saved && self.desk.parts.rounds.is_some_and(|rounds| self.completed >= rounds) {
+            info!(rounds = self.completed, "all rounds are done");
+            self.desk.close();
+            return None;
+        }
+        if matches!(event, Some(RoundEvent::Started(..))) {
+            self.is_starting = false;
+        }
         event
     }
 
-    async fn on_trouble(&mut self, round: Round, phase: Option<Phase>, trouble: &Trouble) {
-        warn!(%round, phase = phase.map_or("beside", Phase::name), reason = %trouble, "a procedure failed");
+    async fn on_trouble(&mut self, round: Round, which: Beside, trouble: &Trouble) {
+        warn!(%round, procedure = which.name(), reason = %trouble, "a procedure failed");
         match trouble {
-            Trouble::Leaf(AskError::Hung(leaf)) => drop(self.desk.supervisor.cast(supervisor::Msg::Hung(*leaf))),
-            Trouble::OffDigest { agreed, held } => {
-                self.desk.parts.status.off_digest(true);
-                self.desk.parts.events.emit(Event::OffDigest { round, agreed: agreed.clone(), held: held.clone() });
-            }
+            Trouble::Leaf(AskError::Hung(leaf, deadline)) => self.desk.report_hung(*leaf, *deadline),
+            Trouble::OffDigest { agreed, own } => self.desk.parts.journal.digest_mismatch(round, *own, *agreed),
             Trouble::Displaced(_) => {
                 self.find_place();
                 return;
             }
             Trouble::Leaf(AskError::Gone(_)) | Trouble::Outside(_) => {}
         }
-        match phase {
-            Some(Phase::Starting) => self.board.starting = false,
-            Some(phase) => self.step(RoundEvent::Failed(round, phase)).await,
-            None => self.step(RoundEvent::VoteEnded(round)).await,
+        match which {
+            Beside::Phase(Phase::Starting) => self.is_starting = false,
+            Beside::Phase(phase) => self.step(RoundEvent::Failed(round, phase)).await,
+            Beside::Vote => self.step(RoundEvent::VoteEnded(round)).await,
+            Beside::Scoring => {}
         }
     }
 
@@ -260,14 +302,32 @@ impl State {
         let block = self.machine.block();
         self.machine = fresh;
         self.machine.step(RoundEvent::Head(block));
-        self.board = Board { starting: true, ..Board::default() };
+        self.board = Board::default();
+        self.is_starting = true;
         self.desk.start(Round(0));
     }
 }
 
 impl Desk {
+    fn report_hung(&self, leaf: Leaf, deadline: Duration) {
+        drop(self.supervisor.cast(supervisor::Msg::Hung(leaf, deadline)));
+    }
+
+    /// Lets the model write a few lines, then ends the node.
+    fn close(&self) {
+        let desk = self.clone();
+        tokio::spawn(async move {
+            let prompt = CLOSING_PROMPT.to_owned();
+            let question = |port| gpu_worker::Msg::Write { prompt, tokens: CLOSING_TOKENS, port };
+            if let Ok(words) = ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, CLOSING_TIMEOUT, question).await {
+                *desk.parts.closing_words.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(words);
+            }
+            drop(desk.supervisor.cast(supervisor::Msg::Stop(0)));
+        });
+    }
+
     /// Runs a procedure beside the mailbox and reports how it went.
-    fn run<F>(&self, round: Round, phase: Option<Phase>, procedure: F)
+    fn run<F>(&self, round: Round, which: Beside, procedure: F)
     where
         F: Future<Output = Result<Update, Trouble>> + Send + 'static,
     {
@@ -275,10 +335,10 @@ impl Desk {
         tokio::spawn(async move {
             let started = Instant::now();
             let outcome = procedure.await;
-            debug!(%round, phase = phase.map_or("beside", Phase::name), seconds = started.elapsed().as_secs_f64(), "procedure ended");
+            debug!(%round, procedure = which.name(), seconds = started.elapsed().as_secs_f64(), "procedure ended");
             let told = match outcome {
                 Ok(update) => Msg::Ended(Box::new(Ended(update))),
-                Err(trouble) => Msg::Failed(round, phase, trouble),
+                Err(trouble) => Msg::Failed(round, which, trouble),
             };
             drop(me.cast(told));
         });
