@@ -152,10 +152,10 @@ impl Writer {
     }
 
     fn write(&mut self, line: &Line) {
-        if let Err(error) = self.output.append(line) {
-            if self.shared.lost.fetch_add(1, Ordering::Relaxed) == self.lost_written {
-                tracing::warn!(%error, "event not written");
-            }
+        if let Err(error) = self.output.append(line)
+            && self.shared.lost.fetch_add(1, Ordering::Relaxed) == self.lost_written
+        {
+            tracing::warn!(%error, "event not written");
         }
     }
 }

@@ -143,8 +143,13 @@ mod tests {
     fn board() -> StatusBoard {
         let age = Duration::from_secs(600);
         let text = || "a".to_owned();
-        let identity =
-            Identity { node: text(), version: text(), role: text(), run_id: RunId::default(), hotkey: Hotkey::default() };
+        let identity = Identity {
+            node: text(),
+            version: text(),
+            role: text(),
+            run_id: RunId::default(),
+            hotkey: Hotkey::default(),
+        };
         StatusBoard::new(identity, Freshness { head_age_max: age, round_age_max: age })
     }
 

@@ -12,9 +12,7 @@ use std::time::{Duration, Instant};
 use convoke::terms::{Block, Digest, Hotkey, PayloadHash, Round, RunId, Uid, Weight};
 use dashmap::DashMap;
 
-pub use report::{
-    ActorStatus, Health, Outcome, PeerStatus, RatingStatus, Readiness, Rejected, RoundStatus, Status,
-};
+pub use report::{ActorStatus, Health, Outcome, PeerStatus, RatingStatus, Readiness, Rejected, RoundStatus, Status};
 
 /// Rounds that the board remembers.
 pub const ROUNDS_MAX: usize = 64;

@@ -42,13 +42,7 @@ fn one_of_each() -> Vec<Event> {
         Event::Rejected { uid: Some(Uid(4)), hotkey, reason: text() },
         Event::Rejected { uid: None, hotkey, reason: text() },
         Event::Manifest { manifest: ManifestHash([3; 32]), contributors: contributors.clone() },
-        Event::OuterStep {
-            digest,
-            contributors,
-            heldout_loss: Some(3.5),
-            seed: BlockHash([4; 32]),
-            seconds: 0.5,
-        },
+        Event::OuterStep { digest, contributors, heldout_loss: Some(3.5), seed: BlockHash([4; 32]), seconds: 0.5 },
         Event::NullRound { reason: text() },
         Event::Evaluated { uid: Uid(1), score: 0.5, assigned_improvement: 0.25, unassigned_improvement: -0.125 },
         Event::WeightsSet { weights: vec![(Uid(1), Weight(65_535)), (Uid(2), Weight(3))], set_at: Block(20) },
@@ -145,8 +139,7 @@ fn a_whole_line_that_is_no_event_is_named() {
 #[test]
 fn without_room_nothing_blocks_and_the_gap_is_a_line() {
     let (_dir, path) = file();
-    let shared =
-        Arc::new(Shared { node: "a".to_owned(), block: AtomicU64::new(NO_BLOCK), lost: AtomicU64::new(0) });
+    let shared = Arc::new(Shared { node: "a".to_owned(), block: AtomicU64::new(NO_BLOCK), lost: AtomicU64::new(0) });
     let (queue, messages) = sync_channel(2);
     let events = Events { shared: shared.clone(), queue };
     for round in 0..5 {

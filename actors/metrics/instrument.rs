@@ -8,9 +8,9 @@
 
 use std::sync::Arc;
 
+use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use convoke::terms::Uid;
 use dashmap::DashMap;
-use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
 /// What our recorder makes of a metric's module and level: nothing.

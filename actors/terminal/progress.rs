@@ -75,7 +75,7 @@ mod tests {
         block: Some(Block(370)),
         steps: 7,
         steps_max: 30,
-        train_loss: Some(3.14159),
+        train_loss: Some(3.1256),
         heldout_loss: Some(2.5),
     };
 
@@ -84,7 +84,7 @@ mod tests {
         let bar = RoundBar::new(None);
         bar.show(&FULL);
         assert_eq!((bar.bar.prefix(), bar.bar.position(), bar.bar.length()), ("round 12".to_owned(), 7, Some(30)));
-        assert_eq!(bar.bar.message(), "training · loss 3.142 · held-out 2.500 · block 370");
+        assert_eq!(bar.bar.message(), "training · loss 3.126 · held-out 2.500 · block 370");
     }
 
     #[test]
