@@ -30,3 +30,9 @@ pub mod transport;
 
 #[cfg(test)]
 mod tests;
+
+mod actor;
+pub use actor::{Msg, PeerSync, Wanted};
+pub use fetch::SizeRule;
+pub use gate::Reveal;
+pub use store::Kind;
