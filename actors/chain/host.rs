@@ -1,7 +1,7 @@
 //! The ledger in this process: a chain for one machine, and for tests.
 //!
 //! One host, any number of readers and writers. Finality follows the best head at a fixed depth, so that the gap that a
-//! live network has is always there. What a block shows (its [`View`]) is kept for [`VIEWS_KEPT`] blocks, like the
+//! live network has is always there. What a block shows (its view) is kept for [`VIEWS_KEPT`] blocks, like the
 //! states of a node that is no archive, but longer than the 256 of those; older reads are refused.
 //!
 //! Faults are methods: whoever tests a node stalls, delays and drops here.
