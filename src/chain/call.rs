@@ -1,10 +1,11 @@
 //! What can be asked of the ledger, who asks it and for how long, and every way it is refused, by Subtensor's names.
 //!
 //! A call is refused in one of two places, as on chain: before it enters a block ([`Invalid`]: signature, era, nonce,
-//! and the checks of Subtensor's call-validity extension), which leaves no trace; or inside a block ([`DispatchError`]),
-//! which costs its nonce.
+//! and the checks of Subtensor's call-validity extension), which leaves no trace; or inside a block
+//! ([`DispatchError`]), which costs its nonce.
 //!
-//! Room for commit-reveal: a commit of weights is one more [`Call`] variant, and its errors are more names in the table.
+//! Room for commit-reveal: a commit of weights is one more [`Call`] variant, and its errors are more names in the
+//! table.
 
 use serde::{Deserialize, Serialize};
 
@@ -75,8 +76,9 @@ pub enum Call {
         /// The version of the rules they were made by.
         version_key: u64,
     },
-    /// The development chain's faucet: a slot, stake and permit for a hotkey, at no price. Once there, a neuron's stake is
-    /// raised to what is asked and never lowered, so that asking twice is asking once. Signed by the genesis's `sudo`.
+    /// The development chain's faucet: a slot, stake and permit for a hotkey, at no price. Once there, a neuron's stake
+    /// is raised to what is asked and never lowered, so that asking twice is asking once. Signed by the genesis's
+    /// `sudo`.
     DevRegister {
         /// Where.
         netuid: u16,

@@ -1,7 +1,7 @@
 //! When an epoch runs, and what of it is stored.
 //!
-//! The schedule is the stateful one of current runtimes (spec 425): it counts from the last epoch, not from block numbers,
-//! so nobody may compute an epoch's block by arithmetic; [`super::Metagraph::next_epoch`] says it.
+//! The schedule is the stateful one of current runtimes (spec 425): it counts from the last epoch, not from block
+//! numbers, so nobody may compute an epoch's block by arithmetic; [`super::Metagraph::next_epoch`] says it.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,7 @@
 //! What a chain starts from: the subnet's hyperparameters, its owner, funded accounts, and neurons already registered.
 //!
-//! Defaults are Subtensor's for a new subnet (spec 425), except that commit-reveal is off. A development run changes what
-//! would make it wait: tempo, rate limit, the commitment quota's length (which is one tempo).
+//! Defaults are Subtensor's for a new subnet (spec 425), except that commit-reveal is off. A development run changes
+//! what would make it wait: tempo, rate limit, the commitment quota's length (which is one tempo).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -149,6 +149,15 @@ impl Default for Hyperparameters {
             emission_per_block: RAO_PER_TAO,
             owner_cut: 11_796,
         }
+    }
+}
+
+impl Hyperparameters {
+    /// Numbers for a chain of fast blocks that one machine runs for itself: an epoch every ten blocks, as Subtensor's
+    /// own fast-blocks build has it, which also makes the quota of commitments last (it is per epoch).
+    #[must_use]
+    pub fn development() -> Self {
+        Self { tempo: 10, weights_set_rate_limit: 10, immunity_period: 64, ..Self::default() }
     }
 }
 

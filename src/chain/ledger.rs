@@ -1,9 +1,9 @@
 //! The ledger itself: state after a block, and the step to the next.
 //!
-//! A block is made as Subtensor makes it: first what happens at every block (prices, coinbase, perhaps an epoch), then the
-//! calls in the order given. A call that is [`Invalid`] is left out; one that fails keeps its place and its nonce, and
-//! changes nothing else. The hash of a block covers parent, number, time, calls and the whole state, so two hosts that
-//! agree on a hash agree on everything.
+//! A block is made as Subtensor makes it: first what happens at every block (prices, coinbase, perhaps an epoch), then
+//! the calls in the order given. A call that is [`Invalid`] is left out; one that fails keeps its place and its nonce,
+//! and changes nothing else. The hash of a block covers parent, number, time, calls and the whole state, so two hosts
+//! that agree on a hash agree on everything.
 
 use std::collections::BTreeMap;
 
@@ -192,6 +192,18 @@ impl Ledger {
     #[must_use]
     pub fn hash(&self) -> BlockHash {
         self.hash
+    }
+
+    /// The hash of a block, if it is there and among the last [`BLOCK_HASH_COUNT`].
+    #[must_use]
+    pub fn block_hash(&self, number: Block) -> Option<BlockHash> {
+        self.hashes.get(&number.0).copied()
+    }
+
+    /// The oldest block whose hash is kept.
+    #[must_use]
+    pub fn oldest_hash(&self) -> Block {
+        self.hashes.first_key_value().map_or(self.header.number, |(number, _)| Block(*number))
     }
 
     /// The genesis block's hash: the chain's name.
@@ -562,7 +574,8 @@ mod tests {
         let calls = [sign(&ledger, 1, commit(1))];
         ledger.step(0, &calls);
         let bytes = ledger.encode();
-        // Everything after the header is under the state root; of the header, number and time are re-checked by its hash.
+        // Everything after the header is under the state root; of the header, number and time are re-checked by its
+        // hash.
         for at in (120..bytes.len()).step_by(7) {
             let mut changed = bytes.clone();
             changed[at] ^= 1;

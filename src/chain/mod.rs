@@ -34,7 +34,7 @@ mod q32;
 mod state;
 
 pub use call::{AccountId, Call, DispatchError, Era, Invalid, SignedCall, VerifiedCall};
-pub use commitment::{Commitment, CommitmentError, Identity, ManifestVote, Seal};
+pub use commitment::{Commitment, CommitmentError, Identity, ManifestVote, Place, Seal};
 pub use genesis::{Genesis, GenesisError, GenesisNeuron, Hyperparameters, Owner};
 pub use ledger::{Event, Header, Ledger, LedgerError, Receipt, Verdict};
 pub use metagraph::{Committed, Metagraph, Neuron};

@@ -1,7 +1,7 @@
 //! The subnet: slots, who takes and who loses one, and what a slot costs.
 //!
-//! Order of checks and the rule for pruning are `pallet-subtensor`'s `do_register` and `get_neuron_to_prune`. There is no
-//! event of a deregistration: whoever follows the chain learns of it from `NeuronRegistered` with the reused uid.
+//! Order of checks and the rule for pruning are `pallet-subtensor`'s `do_register` and `get_neuron_to_prune`. There is
+//! no event of a deregistration: whoever follows the chain learns of it from `NeuronRegistered` with the reused uid.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -132,8 +132,8 @@ impl Subnet {
         self.slots.len() < usize::from(self.hyperparameters.max_allowed_uids) || self.to_prune(block).is_some()
     }
 
-    /// Who loses his slot: the lowest emission of the last epoch, then the older registration, then the lower uid; among
-    /// the non-immune, unless that would leave too few of them. The owner's hotkey never does.
+    /// Who loses his slot: the lowest emission of the last epoch, then the older registration, then the lower uid;
+    /// among the non-immune, unless that would leave too few of them. The owner's hotkey never does.
     fn to_prune(&self, block: Block) -> Option<u16> {
         let owner = self.owner.map(|owner| owner.hotkey);
         let mortal = self.slots.iter().zip(0_u16..).filter(|(slot, _)| Some(slot.hotkey) != owner);

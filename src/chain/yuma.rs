@@ -1,8 +1,8 @@
 //! Yuma consensus, the classic form (no liquid alpha, no Yuma 3): weights and stake in, incentive and dividends out.
 //!
-//! The method is `pallet-subtensor`'s `epoch` (prose in its `docs/consensus.md`); the steps below carry its numbers. All is
-//! fixed point with 32 fractional bits as there, so results agree within ±1 of 65535; the golden test holds a vector
-//! that a real runtime produced. Matrices are dense: a subnet has at most 256 slots.
+//! The method is `pallet-subtensor`'s `epoch` (prose in its `docs/consensus.md`); the steps below carry its numbers.
+//! All is fixed point with 32 fractional bits as there, so results agree within ±1 of 65535; the golden test holds a
+//! vector that a real runtime produced. Matrices are dense: a subnet has at most 256 slots.
 
 use super::q32::{self, Q32};
 use super::subnet::top_k;
@@ -116,18 +116,18 @@ pub(super) fn epoch(members: &[Member], rules: &Rules) -> Vec<Terms> {
         shares(members.iter().map(|member| if member.stake < rules.stake_threshold { 0 } else { member.stake }));
     let active: Vec<_> =
         members.iter().map(|member| member.last_update.saturating_add(rules.activity_cutoff) >= rules.block).collect();
-    // 1. Stake that takes part: active, and with a permit from the epoch before.
+    // Step 1: Stake that takes part: active, and with a permit from the epoch before.
     let mut taking_part: Vec<_> =
         (0..n).map(|i| if active[i] && members[i].permit { stake[i] } else { Q32::ZERO }).collect();
     q32::normalise(&mut taking_part);
 
     let weights = valid_weights(members, rules.owner);
     let consensus = consensus(&weights, &taking_part, Q32::ratio(u64::from(rules.kappa), 65_535));
-    // 4. Nobody's weight counts beyond the consensus.
+    // Step 4: Nobody's weight counts beyond the consensus.
     let clipped = weights.map(|_, j, weight| weight.min(consensus[j]));
     let incentive = incentive(&clipped, &taking_part);
     let bonds = bonds(members, rules, &weights, &clipped, &taking_part);
-    // 8. A validator earns by how early and how much it was bonded to who turned out to earn.
+    // Step 8: A validator earns by how early and how much it was bonded to who turned out to earn.
     let mut dividends: Vec<Q32> =
         (0..n).map(|i| bonds.row(i).iter().zip(&incentive).map(|(bond, earns)| bond.times(*earns)).sum()).collect();
     q32::normalise(&mut dividends);
@@ -143,7 +143,7 @@ pub(super) fn epoch(members: &[Member], rules: &Rules) -> Vec<Terms> {
         consensus: consensus[i].to_u16(),
         validator_trust: clipped.row(i).iter().copied().sum::<Q32>().to_u16(),
         emission: emission[i].of(rules.emission),
-        // 9. Bonds are kept only for those who may validate next.
+        // Step 9: Bonds are kept only for those who may validate next.
         bonds: if permits[i] { sparse(stored_bonds.row(i)) } else { Vec::new() },
     };
     (0..n).map(terms).collect()
@@ -161,8 +161,8 @@ fn sparse(row: &[Q32]) -> Vec<(u16, u16)> {
     row.iter().zip(0_u16..).map(|(value, j)| (j, value.to_u16())).filter(|(_, value)| *value > 0).collect()
 }
 
-/// 2. Weights that count: of those with a permit, not on themselves (the owner may), not on a neuron that took the slot
-/// since they were set; each row sums to one.
+/// Step 2: Weights that count: of those with a permit, not on themselves (the owner may), not on a neuron that took the
+/// slot since they were set; each row sums to one.
 fn valid_weights(members: &[Member], owner: Option<usize>) -> Matrix {
     let n = members.len();
     let mut weights = Matrix::of_rows(n, members.iter().map(|member| &member.weights[..])).map(|i, j, weight| {
@@ -176,7 +176,8 @@ fn valid_weights(members: &[Member], owner: Option<usize>) -> Matrix {
     weights
 }
 
-/// 3. The stake-weighted median of each column: the largest weight that at least `kappa` of the stake sets or exceeds.
+/// Step 3: The stake-weighted median of each column: the largest weight that at least `kappa` of the stake sets or
+/// exceeds.
 fn consensus(weights: &Matrix, stake: &[Q32], kappa: Q32) -> Vec<Q32> {
     let validators: Vec<_> = (0..weights.n).filter(|&i| stake[i] > Q32::ZERO).collect();
     let mut held: Vec<_> = validators.iter().map(|&i| stake[i]).collect();
@@ -197,7 +198,7 @@ fn consensus(weights: &Matrix, stake: &[Q32], kappa: Q32) -> Vec<Q32> {
     (0..weights.n).map(median).collect()
 }
 
-/// 5. A miner's rank is the stake that stands behind it within consensus; incentive is its share of all ranks.
+/// Step 5: A miner's rank is the stake that stands behind it within consensus; incentive is its share of all ranks.
 fn incentive(clipped: &Matrix, stake: &[Q32]) -> Vec<Q32> {
     let rank = |j: usize| clipped.column(j).zip(stake).map(|(weight, stake)| weight.times(*stake)).sum();
     let mut ranks: Vec<Q32> = (0..clipped.n).map(rank).collect();
@@ -205,7 +206,7 @@ fn incentive(clipped: &Matrix, stake: &[Q32]) -> Vec<Q32> {
     ranks
 }
 
-/// 6, 7. Bonds: a moving average of weight times stake, each miner's summing to one over the validators.
+/// Steps 6 and 7: bonds, a moving average of weight times stake, each miner's summing to one over the validators.
 fn bonds(members: &[Member], rules: &Rules, weights: &Matrix, clipped: &Matrix, stake: &[Q32]) -> Matrix {
     let old = Matrix::of_rows(members.len(), members.iter().map(|member| &member.bonds[..]))
         .map(|_, j, bond| if rules.last_step <= members[j].registered_at { Q32::ZERO } else { bond })
@@ -220,7 +221,7 @@ fn bonds(members: &[Member], rules: &Rules, weights: &Matrix, clipped: &Matrix, 
     added.map(|i, j, bond| bond.times(of_new) + old.row(i)[j].times(of_old)).columns_normalised()
 }
 
-/// 10. Shares of the emission: incentive and dividends alike; where nobody earned, by stake.
+/// Step 10: Shares of the emission: incentive and dividends alike; where nobody earned, by stake.
 fn emission(incentive: &[Q32], dividends: &[Q32], taking_part: &[Q32], stake: &[Q32]) -> Vec<Q32> {
     let mut combined: Vec<Q32> = incentive.iter().zip(dividends).map(|(&earned, &shared)| earned + shared).collect();
     if combined.iter().any(|share| *share > Q32::ZERO) {
