@@ -4,6 +4,9 @@
 //! `--config`, in order < the values given by `--set`. Layers are merged as plain TOML tables and read into types
 //! once, so that an error names the key's full path and the layer it came from. The table `[run]` is the
 //! [`RunSpec`] that all nodes of a run share; everything else concerns this node alone.
+//!
+//! Where a layer gives `run.model` as a string, it is the path of a file that holds that table, such as
+//! `configs/models/small.toml`: a model's geometry is one thing, and is chosen as one.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +23,9 @@ pub const DEFAULTS: &str = include_str!("../configs/default.toml");
 
 /// Keys that a config may hold and the defaults do not: absent is their default.
 const OPTIONAL_KEYS: [&str; 1] = ["data.tokenizer"];
+
+/// The table that may also be given as the path of a file that holds it.
+const MODEL_KEY: &str = "run.model";
 
 /// Everything a node is told at its start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -72,9 +78,11 @@ pub struct ChainSection {
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// A config file is absent or closed to us.
-    #[error("config file `{}` cannot be read: correct the path after --config", path.display())]
+    /// A config file or a model file is absent or closed to us.
+    #[error("{what} `{}` cannot be read: correct its path", path.display())]
     Unreadable {
+        /// `config file` or `model file`.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// What the system said.
@@ -166,10 +174,10 @@ impl Layers {
     ///
     /// # Errors
     /// The file cannot be read, is no TOML, or holds a key that does not exist.
-    pub fn file(self, path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        self.text(&text, &format!("config file `{}`", path.display()))
+    pub fn file(mut self, path: &Path) -> Result<Self, ConfigError> {
+        let (table, layer) = read_table(path, "config file")?;
+        self.lay(table, "", &layer)?;
+        Ok(self)
     }
 
     /// Lays TOML text over what is there; `layer` is what errors call it.
@@ -177,11 +185,7 @@ impl Layers {
     /// # Errors
     /// The text is no TOML, or holds a key that does not exist.
     pub fn text(mut self, text: &str, layer: &str) -> Result<Self, ConfigError> {
-        let table: Table = text.parse().map_err(|error: toml::de::Error| ConfigError::NotToml {
-            layer: layer.to_owned(),
-            reason: error.to_string().trim_end().to_owned(),
-        })?;
-        self.lay(table, "", layer)?;
+        self.lay(parse_table(text, layer)?, "", layer)?;
         Ok(self)
     }
 
@@ -259,6 +263,11 @@ impl Layers {
             let wrong_shape = |wanted| ConfigError::WrongShape { key: key.clone(), layer: layer.to_owned(), wanted };
             match (value, self.get(&key).is_some_and(Value::is_table)) {
                 (Value::Table(inner), true) => self.lay(inner, &key, layer)?,
+                (Value::String(path), true) if key == MODEL_KEY => {
+                    let path = Path::new(&path);
+                    let (table, layer) = read_table(path, "model file")?;
+                    self.lay(table, MODEL_KEY, &layer)?;
+                }
                 (Value::Table(_), false) => return Err(wrong_shape("a value, not a table")),
                 (_, true) => return Err(wrong_shape("a table of values")),
                 (value, false) => self.replace(&key, value),
@@ -287,6 +296,23 @@ impl Layers {
         };
         self.known.iter().min_by_key(|known| distance(known)).cloned().unwrap_or_default()
     }
+}
+
+fn read_table(path: &Path, what: &'static str) -> Result<(Table, String), ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+        what,
+        path: path.to_owned(),
+        source,
+    })?;
+    let layer = format!("{what} `{}`", path.display());
+    Ok((parse_table(&text, &layer)?, layer))
+}
+
+fn parse_table(text: &str, layer: &str) -> Result<Table, ConfigError> {
+    text.parse().map_err(|error: toml::de::Error| ConfigError::NotToml {
+        layer: layer.to_owned(),
+        reason: error.to_string().trim_end().to_owned(),
+    })
 }
 
 /// The first key inside a table that nobody knows: its full path tells more than the table's.
@@ -455,7 +481,20 @@ mod tests {
 
     #[test]
     fn a_missing_file_is_named() {
-        check_refused(NodeConfig::load(&["no/such.toml".into()], &[]), &["`no/such.toml`", "--config"]);
+        check_refused(NodeConfig::load(&["no/such.toml".into()], &[]), &["config file `no/such.toml`", "path"]);
+        check_refused(load(&["run.model=no/such.toml"]), &["model file `no/such.toml`", "path"]);
+    }
+
+    #[test]
+    fn a_model_is_chosen_by_the_path_of_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("wide.toml");
+        std::fs::write(&path, "d_model = 512\nd_ff = 1024\n").unwrap();
+        let set = format!("run.model={}", path.display());
+        let model = load(&[&set, "run.model.n_layers=7"]).unwrap().run.model;
+        assert_eq!((model.d_model, model.d_ff, model.n_layers, model.vocab_size), (512, 1024, 7, 2048));
+        std::fs::write(&path, "width = 512\n").unwrap();
+        check_refused(load(&[&set]), &["unknown key `run.model.width`", "wide.toml"]);
     }
 
     #[test]
@@ -470,10 +509,11 @@ mod tests {
                     directories.push(path);
                 } else if path.extension().is_some_and(|extension| extension == "toml") {
                     n_configs += 1;
-                    Layers::default()
-                        .file(&path)
-                        .and_then(Layers::read)
-                        .unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+                    let is_model = path.parent().is_some_and(|parent| parent.ends_with("models"));
+                    let layers = Layers::default();
+                    let layers =
+                        if is_model { layers.put(MODEL_KEY, path.display().to_string()) } else { layers.file(&path) };
+                    layers.and_then(Layers::read).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
                 }
             }
         }

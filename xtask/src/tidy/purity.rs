@@ -39,7 +39,7 @@ pub fn check(source: &Source) -> Vec<Finding> {
         check_effects(source, &mut findings);
     }
     for at in source.find_words("sleep(") {
-        if source.in_tests(at) {
+        if source.in_tests(at) && !on_a_paused_clock(source, at) {
             report(source, at, "a test waits for an event or moves a paused clock, it does not sleep", &mut findings);
         }
     }
@@ -51,6 +51,15 @@ pub fn check(source: &Source) -> Vec<Finding> {
     check_unsafe(source, &mut findings);
     check_paths(source, &mut findings);
     findings
+}
+
+/// Whether a call belongs to a test whose clock stands still until all wait: there a sleep costs nothing and is exact.
+fn on_a_paused_clock(source: &Source, at: usize) -> bool {
+    let before = &source.code[..at];
+    let attribute = before.rfind("#[tokio::test").map(|start| &before[start..]);
+    let paused =
+        attribute.and_then(|rest| rest.lines().next()).is_some_and(|line| line.contains("start_paused = true"));
+    paused && !before.ends_with("thread::")
 }
 
 fn report(source: &Source, at: usize, what: &str, findings: &mut Vec<Finding>) {
@@ -140,6 +149,15 @@ mod tests {
         check_lines("tests/x.rs", sleeps, &[2, 3]);
         check_lines("actors/x.rs", sleeps, &[]);
         check_lines("actors/x.rs", &format!("#[cfg(test)]\nmod tests {{\n{sleeps}}}\n"), &[4, 5]);
+    }
+
+    #[test]
+    fn a_sleep_on_a_paused_clock_is_no_sleep() {
+        let test = |attribute: &str| format!("{attribute}\nasync fn t() {{\n    tokio::time::sleep(x).await;\n}}\n");
+        let (paused, real) = (test("#[tokio::test(start_paused = true)]"), test("#[tokio::test]"));
+        check_lines("tests/x.rs", &format!("{paused}{real}"), &[7]);
+        check_lines("tests/x.rs", &format!("{real}{paused}"), &[3]);
+        check_lines("tests/x.rs", &paused.replace("tokio::time", "std::thread"), &[3]);
     }
 
     #[test]
