@@ -36,8 +36,7 @@ pub enum Command {
 pub enum TokenizerCommand {
     /// Train a byte-level BPE on text files.
     Train {
-        /// The text: .txt or .jsonl.
-        #[arg(required = true)]
+        /// The text: .txt or .jsonl; the default run's corpus if there is none.
         files: Vec<PathBuf>,
         /// Entries of the vocabulary.
         #[arg(long, default_value_t = 2048)]

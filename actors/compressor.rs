@@ -287,7 +287,11 @@ impl Desk {
         let mine: Option<PayloadHash> = self.pending.as_ref().map(|pending| pending.payload.hash());
         let applied = mine.is_some_and(|mine| payloads.iter().any(|payload| payload.hash() == mine));
         // C-1: what was applied stays out of e; what was not is put back, exactly.
-        if applied { self.pending = None } else { self.take_back() }
+        if applied {
+            self.pending = None
+        } else {
+            self.take_back()
+        }
         if let Some(decision) = decision {
             let bodies: Vec<_> = decision.payloads.iter().map(|payload| payload.body()).collect();
             let theta = Arc::make_mut(&mut self.theta);

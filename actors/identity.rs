@@ -49,9 +49,8 @@ impl Identity {
         let path = data_dir.join("identity.json");
         let failed = |source| IdentityError::Io { path: path.clone(), source };
         match fs::read(&path) {
-            Ok(bytes) => {
-                serde_json::from_slice(&bytes).map_err(|source| IdentityError::Unreadable { path: path.clone(), source })
-            }
+            Ok(bytes) => serde_json::from_slice(&bytes)
+                .map_err(|source| IdentityError::Unreadable { path: path.clone(), source }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 fs::create_dir_all(data_dir).map_err(failed)?;
                 let identity = Self::random();

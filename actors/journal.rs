@@ -158,7 +158,14 @@ impl Journal {
     }
 
     /// θ has moved on.
-    pub fn outer_step(&self, round: Round, stepped: &Stepped, contributors: &[Uid], heldout_loss: f64, seed: BlockHash) {
+    pub fn outer_step(
+        &self,
+        round: Round,
+        stepped: &Stepped,
+        contributors: &[Uid],
+        heldout_loss: f64,
+        seed: BlockHash,
+    ) {
         let digest = stepped.digest;
         self.events.record(
             round,

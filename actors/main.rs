@@ -7,7 +7,7 @@ use clap::Parser;
 use convoke_node::cli::{Cli, Command, TokenizerCommand};
 use convoke_node::{data, run};
 
-/// Keeps large freed buffers for the next inner step instead of giving them back to the system: see `facts` in the README.
+/// Keeps large freed buffers for the next inner step, where the system's allocator would give them back and ask anew.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -16,7 +16,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
         Command::Tokenizer { command: TokenizerCommand::Train { files, vocab_size, out } } => {
-            data::train_tokenizer(&files, vocab_size, &out).map(|()| 0).map_err(Into::into)
+            data::vocabulary::train_to_file(&files, vocab_size, &out).map(|()| 0).map_err(Into::into)
         }
     };
     match outcome {

@@ -187,12 +187,7 @@ impl Node {
 /// The program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-fn assemble(
-    config: NodeConfig,
-    identity: Identity,
-    surroundings: Surroundings,
-    plan: Plan,
-) -> anyhow::Result<Parts> {
+fn assemble(config: NodeConfig, identity: Identity, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Parts> {
     gpu_worker::find(&config.node.device)?;
     let data_dir = &config.node.data_dir;
     make_dir(data_dir)?;

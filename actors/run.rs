@@ -51,15 +51,16 @@ async fn run_node(args: &RunArgs, config: NodeConfig, terminal: &Terminal) -> an
     let surroundings = Surroundings { chain: host.reader(), chain_write, addresses };
     let plan = Plan { rounds: args.rounds, faults: args.fault.clone() };
     let node = Node::start(config, identity, surroundings, plan).await?;
-    let server = match http::serve(pages, node.parts.journal.status.clone(), Arc::clone(&node.parts.journal.metrics)).await {
-        Ok(server) => server,
-        Err(error) => {
-            node.stop();
-            node.ended().await;
-            host.stop().await;
-            return Err(error.into());
-        }
-    };
+    let server =
+        match http::serve(pages, node.parts.journal.status.clone(), Arc::clone(&node.parts.journal.metrics)).await {
+            Ok(server) => server,
+            Err(error) => {
+                node.stop();
+                node.ended().await;
+                host.stop().await;
+                return Err(error.into());
+            }
+        };
     let hotkey = node.parts.keypair.hotkey();
     info!(%hotkey, run = node.parts.run_id.short(), status = format!("http://{}/status", server.addr()), "the node runs");
 
@@ -84,11 +85,13 @@ async fn run_node(args: &RunArgs, config: NodeConfig, terminal: &Terminal) -> an
 /// The development chain in this process, kept beside the node's state so that both go on together.
 async fn embedded_chain(config: &NodeConfig, identity: &Identity, data_dir: &Path) -> anyhow::Result<Host> {
     if config.chain.url != "embedded" {
-        bail!("the chain `{}` cannot be joined by this version: leave out --chain to use the embedded one", config.chain.url);
+        bail!(
+            "the chain `{}` cannot be joined by this version: leave out --chain to use the embedded one",
+            config.chain.url
+        );
     }
     let timing = &config.run.timing;
-    let mut genesis = development_genesis(config.run.netuid, config.run.seed);
-    genesis.hyperparameters.fit_rounds(timing.blocks_per_round);
+    let genesis = development_genesis(config.run.netuid, config.run.seed);
     let host_config = HostConfig {
         block_time: Duration::from_millis(config.chain.block_ms),
         finality_depth: timing.finality_depth,
@@ -105,9 +108,9 @@ async fn embedded_chain(config: &NodeConfig, identity: &Identity, data_dir: &Pat
 fn address_book(peers: &[String]) -> anyhow::Result<AddressBook> {
     let book = DashMap::new();
     for peer in peers {
-        let parsed = peer.split_once('@').and_then(|(id, address)| {
-            Some((id.parse::<EndpointId>().ok()?, address.parse::<SocketAddr>().ok()?))
-        });
+        let parsed = peer
+            .split_once('@')
+            .and_then(|(id, address)| Some((id.parse::<EndpointId>().ok()?, address.parse::<SocketAddr>().ok()?)));
         let Some((id, address)) = parsed else {
             bail!("`node.peers` holds `{peer}`: write endpoint-id@address:port, the id as 64 hexadecimal digits");
         };
@@ -117,7 +120,8 @@ fn address_book(peers: &[String]) -> anyhow::Result<AddressBook> {
 }
 
 async fn wait_for_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
         return std::future::pending().await;
     };
     tokio::select! {

@@ -37,7 +37,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// The directory belongs to another run.
-    #[error("{path} holds the state of run {found}, this is run {expected}: choose another --data-dir or the old config")]
+    #[error(
+        "{path} holds the state of run {found}, this is run {expected}: choose another --data-dir or the old config"
+    )]
     OtherRun {
         /// The directory.
         path: PathBuf,

@@ -203,8 +203,12 @@ impl State {
         // Names are for logs only; ractor registers them process-wide, so a node whose name is taken goes unnamed.
         let name = name.filter(|name| ractor::registry::where_is(name.clone()).is_none());
         Ok(match leaf {
-            Leaf::GpuWorker => keep(&mut self.refs.gpu_worker, Actor::spawn_linked(name, GpuWorker, parts, root).await?.0),
-            Leaf::Compressor => keep(&mut self.refs.compressor, Actor::spawn_linked(name, Compressor, parts, root).await?.0),
+            Leaf::GpuWorker => {
+                keep(&mut self.refs.gpu_worker, Actor::spawn_linked(name, GpuWorker, parts, root).await?.0)
+            }
+            Leaf::Compressor => {
+                keep(&mut self.refs.compressor, Actor::spawn_linked(name, Compressor, parts, root).await?.0)
+            }
             Leaf::PeerSync => keep(&mut self.refs.peer_sync, Actor::spawn_linked(name, PeerSync, parts, root).await?.0),
             Leaf::Gauntlet => keep(&mut self.refs.gauntlet, Actor::spawn_linked(name, Gauntlet, parts, root).await?.0),
             Leaf::ChainWriter => {
@@ -228,7 +232,8 @@ impl State {
     }
 
     fn child_died(&mut self, cell: &ActorCell, kind: &'static str, why: &str, me: &ActorRef<Msg>) {
-        let dead = self.children.iter().find(|(_, child)| child.cell.as_ref().is_some_and(|it| it.get_id() == cell.get_id()));
+        let dead =
+            self.children.iter().find(|(_, child)| child.cell.as_ref().is_some_and(|it| it.get_id() == cell.get_id()));
         if let Some(leaf) = dead.map(|(leaf, _)| *leaf) {
             self.died(leaf, kind, why, me);
         }

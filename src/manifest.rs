@@ -99,6 +99,12 @@ pub enum ManifestError {
     },
 }
 
+/// Bytes of the longest manifest of a run.
+#[must_use]
+pub fn len_max(contributors_max: usize) -> usize {
+    HEADER_LEN + contributors_max * ENTRY_LEN
+}
+
 impl Manifest {
     /// What the first manifest of a run names as the one before it: a value that no other run shares.
     #[must_use]

@@ -168,7 +168,8 @@ impl State {
         self.waiting = waiting;
         for late in late {
             self.outbox.withdraw(late.kind, late.round);
-            late.port.refuse(format!("the {} of round {} was not on chain by block {}", late.kind, late.round, late.until));
+            late.port
+                .refuse(format!("the {} of round {} was not on chain by block {}", late.kind, late.round, late.until));
         }
     }
 
@@ -214,7 +215,9 @@ impl State {
         let Settled { sent, outcome, on_chain, seconds } = settled;
         let told = match on_chain {
             Some(_) => "included",
-            None if matches!(outcome, Ok(Outcome::DispatchFailed { class: Class::Fatal | Class::BadArgs, .. })) => "failed",
+            None if matches!(outcome, Ok(Outcome::DispatchFailed { class: Class::Fatal | Class::BadArgs, .. })) => {
+                "failed"
+            }
             None => "retried",
         };
         for kind in &kinds {

@@ -17,7 +17,8 @@ use convoke::terms::{Block, BlockHash, Digest, Hotkey, Round};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    CheckRequest, Claim, Evaluation, Gathered, Passed, PlanRequest, ProposeRequest, Rated, Rejection, SECTION, Standings,
+    CheckRequest, Claim, Evaluation, Gathered, Passed, PlanRequest, ProposeRequest, Rated, Rejection, SECTION,
+    Standings,
 };
 use crate::leaf::Leaf;
 use crate::node::Parts;
@@ -168,7 +169,7 @@ impl Desk {
         let candidates: Vec<Hotkey> = request.gathered.passed.iter().map(|passed| passed.hotkey).collect();
         let n_samples = self.parts.dataset.n_train_samples();
         let chosen =
-            selection::evaluated(&candidates, me, &self.standing, request.round, &request.draw, &run.gauntlet);
+            selection::evaluated(&candidates, &me, &self.standing, request.round, &request.draw, &run.gauntlet);
         let plan = chosen.iter().filter_map(|hotkey| {
             let passed = request.gathered.passed.iter().find(|passed| passed.hotkey == *hotkey)?;
             let batch = run.inner.batch_sequences;
@@ -197,7 +198,9 @@ impl Desk {
         let rejected = gathered.rejected.iter();
         outcomes.extend(rejected.map(|rejection| (rejection.hotkey, Outcome::Rejected(rejection.reason.clone()))));
         let seen: BTreeSet<Hotkey> = outcomes.iter().map(|(hotkey, _)| *hotkey).collect();
-        outcomes.extend(self.standing.keys().filter(|known| !seen.contains(known)).map(|absent| (*absent, Outcome::Absent)));
+        outcomes.extend(
+            self.standing.keys().filter(|known| !seen.contains(known)).map(|absent| (*absent, Outcome::Absent)),
+        );
         // A validator never judges itself, not even by noting that it took part.
         outcomes.retain(|(hotkey, _)| *hotkey != me);
         self.standing = after_match(&self.standing, round, &outcomes, &self.parts.config.run.gauntlet);

@@ -19,7 +19,7 @@ use convoke::gauntlet::rating::Rating;
 use convoke::gauntlet::record::Outcome;
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::Payload;
-use convoke::terms::{Block, BlockHash, Digest, EndpointId, Hotkey, ManifestHash, PayloadHash, Round, Uid};
+use convoke::terms::{Block, BlockHash, Digest, EndpointId, Hotkey, ManifestHash, Round, Uid};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::compressor::Theta;
@@ -227,4 +227,3 @@ impl Actor for Gauntlet {
         Ok(())
     }
 }
-

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use burn::tensor::{Device, DeviceType};
+use burn::tensor::Device;
 use convoke::assignment::assigned;
 use convoke::gauntlet::loss_score::Losses;
 use convoke::model::generate::{Sampling, generate};
@@ -15,7 +15,7 @@ use convoke::sparseloco;
 use convoke::terms::{BlockHash, Round};
 use serde::{Deserialize, Serialize};
 
-use super::replicas::ReplicaThreads;
+use super::replicas::Threaded;
 use super::{SECTION, Trained};
 use crate::compressor::Theta;
 use crate::gauntlet::Evaluation;
@@ -73,8 +73,11 @@ pub fn find(name: &str) -> Result<Device, DeviceError> {
 /// The devices of a kind; `None` when the kind is unknown, none when the build lacks it.
 fn devices(kind: &str) -> Option<Vec<Device>> {
     match kind {
-        "cuda" => Some(if cfg!(feature = "cuda") { Device::enumerate(DeviceType::Cuda) } else { vec![] }),
-        "wgpu" => Some(if cfg!(feature = "wgpu") { Device::enumerate(DeviceType::Wgpu) } else { vec![] }),
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(Device::enumerate(burn::tensor::DeviceType::Cuda).into_iter().collect()),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(Device::enumerate(burn::tensor::DeviceType::Wgpu).into_iter().collect()),
+        "cuda" | "wgpu" => Some(vec![]),
         _ => None,
     }
 }
@@ -83,7 +86,7 @@ fn devices(kind: &str) -> Option<Vec<Device>> {
 pub(super) struct Desk {
     parts: Arc<Parts>,
     device: Device,
-    replicas: ReplicaThreads,
+    replicas: Threaded,
     held: Option<Held>,
     /// A second model for evaluations; made when first wanted.
     judge: Option<Llama>,
@@ -117,7 +120,7 @@ impl Desk {
         };
         // Only on the CPU do several replicas share a device.
         let n_threads = if parts.config.node.device == "cpu" { n_threads } else { 1 };
-        let replicas = ReplicaThreads::new(n_threads).expect("the system gives the worker its threads");
+        let replicas = Threaded::new(n_threads);
         let heldout = parts.dataset.heldout(parts.config.run.data.heldout_sequences);
         let heldout = heldout.chunks(EVAL_BATCH).map(batch).collect();
         Self { parts, device, replicas, held: None, judge: None, heldout, trained: None }
@@ -148,7 +151,7 @@ impl Desk {
 
     fn heldout_loss(&mut self) -> f64 {
         let Some(held) = &self.held else { return f64::NAN };
-        mean(self.heldout.iter().flat_map(|batch| held.model.losses(batch)))
+        mean(self.replicas.losses(&held.model, self.heldout.clone()).into_iter().flatten())
     }
 
     pub fn inner_steps(&mut self, round: Round, seed: BlockHash, stop: &AtomicBool) -> Result<Trained, String> {
@@ -221,9 +224,11 @@ impl Desk {
                 judge.load(|idx| tensor(&parts, theta, idx));
                 judge
             }
-            none => none.insert(Llama::from_tensors(&parts.config.run.model, &self.device, |idx| tensor(&parts, theta, idx))),
+            none => none
+                .insert(Llama::from_tensors(&parts.config.run.model, &self.device, |idx| tensor(&parts, theta, idx))),
         };
-        [0, 1].map(|set: usize| mean(sets[set].iter().flat_map(|batch| judge.losses(batch))))
+        let replicas = &mut self.replicas;
+        [0, 1].map(|set: usize| mean(replicas.losses(judge, sets[set].clone()).into_iter().flatten()))
     }
 
     pub fn save(&mut self, round: Round) -> Result<(), String> {

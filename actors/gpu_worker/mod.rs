@@ -23,8 +23,8 @@ use crate::gauntlet::Evaluation;
 use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
 use crate::workbench::Workbench;
-pub use device::{DeviceError, find};
 use device::Desk;
+pub use device::{DeviceError, find};
 
 /// The boundary's section in the store.
 pub const SECTION: &str = "gpu-worker";

@@ -42,19 +42,14 @@ impl Refusal {
         Self::Disabled,
     ];
 
+    /// All names, in the same order.
+    pub const NAMES: [&'static str; 8] =
+        ["stranger", "crowded", "unknown", "unrevealed", "too_often", "not_one_blob", "fragmented", "disabled"];
+
     /// The reason as a metric label.
     #[must_use]
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Stranger => "stranger",
-            Self::Crowded => "crowded",
-            Self::Unknown => "unknown",
-            Self::Unrevealed => "unrevealed",
-            Self::TooOften => "too_often",
-            Self::NotOneBlob => "not_one_blob",
-            Self::Fragmented => "fragmented",
-            Self::Disabled => "disabled",
-        }
+        Self::NAMES[self as usize]
     }
 }
 

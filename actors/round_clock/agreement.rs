@@ -57,8 +57,7 @@ impl Desk {
         let seed = self.hash_of(self.parts.schedule.seed_block(round)).await?;
         let registered = registry.metagraph.neurons.iter().map(|neuron| neuron.hotkey).collect();
         let theta = Arc::clone(&ground.theta);
-        let request =
-            gauntlet::CheckRequest { round, seed, base: ground.digest, theta, claims, delivered, registered };
+        let request = gauntlet::CheckRequest { round, seed, base: ground.digest, theta, claims, delivered, registered };
         let question = |port| gauntlet::Msg::Check(request, port);
         Ok(ask(Leaf::Gauntlet, &self.leaves.gauntlet, within + GRACE, question).await?)
     }
@@ -150,7 +149,8 @@ impl Desk {
         let wanted = vec![Wanted { hash: hash.0, size, kind: Kind::Manifest, holders }];
         let bytes = self.fetch(round, wanted, within).await?.into_iter().next();
         let bytes = bytes.ok_or_else(|| Trouble::Outside("no holder has the manifest".to_owned()))?;
-        Manifest::parse(&bytes, contributors_max).map_err(|error| Trouble::Outside(format!("the manifest is unusable: {error}")))
+        Manifest::parse(&bytes, contributors_max)
+            .map_err(|error| Trouble::Outside(format!("the manifest is unusable: {error}")))
     }
 
     /// All of the wanted, or trouble.
@@ -199,7 +199,8 @@ impl Desk {
         gathered: Option<&Gathered>,
         endorsers: &[EndpointId],
     ) -> Result<Vec<Arc<Payload>>, Trouble> {
-        let held = |entry: &Entry| gathered.and_then(|gathered| gathered.find(entry)).map(|found| Arc::clone(&found.payload));
+        let held =
+            |entry: &Entry| gathered.and_then(|gathered| gathered.find(entry)).map(|found| Arc::clone(&found.payload));
         let missing: Vec<&Entry> = manifest.entries.iter().filter(|entry| held(entry).is_none()).collect();
         let wanted = missing.iter().map(|entry| Wanted {
             hash: entry.payload.0,

@@ -214,8 +214,7 @@ impl Board {
     }
 
     fn sealed(&mut self, round: Round, block: Block, payload: &Payload, journal: &Journal) -> Event {
-        let seal =
-            SealReport { payload: payload.hash(), bytes: payload.bytes().len() as u64, ratio: self.ratio };
+        let seal = SealReport { payload: payload.hash(), bytes: payload.bytes().len() as u64, ratio: self.ratio };
         journal.sealed(round, seal, payload.header().inner_steps, block);
         self.sealed = Some(seal.payload);
         Event::Done(round, Done::Sealed)

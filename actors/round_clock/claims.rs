@@ -76,7 +76,9 @@ impl Registry {
         let stake_of: BTreeMap<Hotkey, Stake> = stakes.iter().copied().collect();
         convoke::manifest::proposers(&stakes)
             .into_iter()
-            .map(|hotkey| (Voter { hotkey, vote: vote_of(&hotkey) }, stake_of.get(&hotkey).copied().unwrap_or_default()))
+            .map(|hotkey| {
+                (Voter { hotkey, vote: vote_of(&hotkey) }, stake_of.get(&hotkey).copied().unwrap_or_default())
+            })
             .collect()
     }
 

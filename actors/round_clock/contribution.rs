@@ -85,7 +85,8 @@ impl Desk {
             let within = desk.within(Phase::Sealing, round);
             let reveal = peer_sync::Reveal::At(desk.parts.schedule.reveal(round));
             let bytes = Arc::clone(payload.bytes());
-            let question = |port| peer_sync::Msg::Publish { round, kind: peer_sync::Kind::Payload, bytes, reveal, port };
+            let question =
+                |port| peer_sync::Msg::Publish { round, kind: peer_sync::Kind::Payload, bytes, reveal, port };
             let published = ask(Leaf::PeerSync, &desk.leaves.peer_sync, within, question).await?;
             published.map_err(Trouble::Outside)?;
             let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;

@@ -135,8 +135,11 @@ impl Actor for RoundClock {
 
     async fn pre_start(&self, me: ActorRef<Msg>, args: Args) -> Result<State, ActorProcessingErr> {
         let Args { parts, leaves, supervisor } = args;
-        let machine =
-            RoundState::new(parts.schedule.clone(), parts.config.node.role, parts.config.run.gauntlet.rounds_per_weights);
+        let machine = RoundState::new(
+            parts.schedule.clone(),
+            parts.config.node.role,
+            parts.config.run.gauntlet.rounds_per_weights,
+        );
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
         let desk = Desk { parts, leaves, supervisor, me };
         desk.start(Round(0));
@@ -297,8 +300,11 @@ impl State {
     fn find_place(&mut self) {
         let parts = &self.desk.parts;
         self.board.stop_inner_steps();
-        let fresh =
-            RoundState::new(parts.schedule.clone(), parts.config.node.role, parts.config.run.gauntlet.rounds_per_weights);
+        let fresh = RoundState::new(
+            parts.schedule.clone(),
+            parts.config.node.role,
+            parts.config.run.gauntlet.rounds_per_weights,
+        );
         let block = self.machine.block();
         self.machine = fresh;
         self.machine.step(RoundEvent::Head(block));
