@@ -1,9 +1,9 @@
 //! Getting a blob from whoever holds it, without trusting any holder.
 //!
-//! 1. The own store first. 2. Each holder in turn proves the blob's size (`get_verified_size`: the last chunk and its path to the
-//! root), so a size that is not the one sealed on chain is a fact about the sealed hash, whoever answers, and ends the fetch before
-//! anything is downloaded. 3. The rest streams into the store, verified against the hash in groups of 16 KiB; a holder that fails
-//! half way leaves what it sent, and the next one sends only what is missing.
+//! The own store comes first. Then each holder in turn proves the blob's size (`get_verified_size`: the last chunk and its path to
+//! the root), so a size that is not the one sealed on chain is a fact about the sealed hash, whoever answers, and ends the fetch
+//! before anything is downloaded. The rest streams into the store, verified against the hash in groups of 16 KiB; a holder that
+//! fails half way leaves what it sent, and the next one sends only what is missing.
 //!
 //! A holder that says nothing for `stall_timeout` is given up. One that trickles cannot hold the fetch either: each holder gets an
 //! equal share of the time left, and one that made progress but not enough goes to the back of the line.
