@@ -73,15 +73,6 @@ impl Connections {
         Ok(Lease { connection, is_reused: false })
     }
 
-    /// Gives up a connection that did not answer, unless another task has replaced it already.
-    pub async fn drop_dead(&self, peer: PublicKey, dead: &Connection) {
-        let Some(line) = self.lines.get(&peer).map(|line| line.clone()) else { return };
-        let mut line = line.lock().await;
-        if line.connection.as_ref().is_some_and(|connection| connection.stable_id() == dead.stable_id()) {
-            self.hang_up(&mut line, b"no answer");
-        }
-    }
-
     /// Gives up the connection to a peer that is no longer admitted.
     pub async fn remove(&self, peer: &PublicKey) {
         if let Some((_, line)) = self.lines.remove(peer) {

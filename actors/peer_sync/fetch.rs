@@ -1,9 +1,9 @@
 //! Getting a blob from whoever holds it, without trusting any holder.
 //!
-//! 1. The own store first. 2. Each holder in turn proves the blob's size (`get_verified_size`: the last chunk and its path to the
-//! root), so a size that is not the one sealed on chain is a fact about the sealed hash, whoever answers, and ends the fetch before
-//! anything is downloaded. 3. The rest streams into the store, verified against the hash in groups of 16 KiB; a holder that fails
-//! half way leaves what it sent, and the next one sends only what is missing.
+//! The own store comes first. Then each holder in turn proves the blob's size (`get_verified_size`: the last chunk and its path to
+//! the root), so a size that is not the one sealed on chain is a fact about the sealed hash, whoever answers, and ends the fetch
+//! before anything is downloaded. The rest streams into the store, verified against the hash in groups of 16 KiB; a holder that
+//! fails half way leaves what it sent, and the next one sends only what is missing.
 //!
 //! A holder that says nothing for `stall_timeout` is given up. One that trickles cannot hold the fetch either: each holder gets an
 //! equal share of the time left, and one that made progress but not enough goes to the back of the line.
@@ -15,7 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use convoke::terms::EndpointId;
 use iroh::PublicKey;
-use iroh::endpoint::{Connection, ConnectionError};
+use iroh::endpoint::{Connection, ConnectionError, VarInt};
 use iroh_blobs::Hash;
 use iroh_blobs::api::remote::GetProgressItem;
 use iroh_blobs::get::GetError;
@@ -29,6 +29,9 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::stats::add;
 use super::store::{Label, StoreError};
 use super::transport::{Live, Transport};
+
+/// How often one holder is asked within its share of the time.
+const ATTEMPTS_MAX: u32 = 3;
 
 /// How large a blob may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,6 +186,8 @@ impl Transport {
             self.obtain(&live, &want, deadline).await
         };
         let outcome = tokio::select! {
+            // In this order: a fetch whose connection the closing has cut must not report its holder.
+            biased;
             () = self.closing() => Err(FetchError::Closed),
             outcome = timeout_at(deadline, obtain) => outcome.unwrap_or(Err(FetchError::Deadline)),
         };
@@ -247,8 +252,8 @@ impl Transport {
         Err(if Instant::now() >= deadline { FetchError::Deadline } else { failure })
     }
 
-    /// A connection kept from an earlier fetch may be dead without knowing it, for instance when its peer was restarted; then one
-    /// fresh connection is tried.
+    /// A connection kept from an earlier fetch may be dead without knowing it, for instance when its peer was restarted; and one that
+    /// breaks after it brought something may do so again. Then the same holder is asked once more, on a fresh connection.
     async fn download_from(
         &self,
         live: &Live,
@@ -256,16 +261,15 @@ impl Transport {
         holder: PublicKey,
         received: &mut u64,
     ) -> Result<(), FetchError> {
+        let mut attempts = 0;
         loop {
+            attempts += 1;
+            let before = *received;
             let lease = live.connections.to(holder, self.limits().connect_timeout).await?;
-            match self.transfer(live, want, &lease.connection, received).await {
-                Err(FetchError::Unreachable) => {
-                    live.connections.drop_dead(holder, &lease.connection).await;
-                    if !lease.is_reused {
-                        return Err(FetchError::Unreachable);
-                    }
-                }
-                outcome => return outcome,
+            let outcome = self.transfer(live, want, &lease.connection, received).await;
+            let is_broken = outcome == Err(FetchError::Unreachable) && lease.connection.close_reason().is_some();
+            if !is_broken || attempts == ATTEMPTS_MAX || !(lease.is_reused || *received > before) {
+                return outcome;
             }
         }
     }
@@ -278,15 +282,14 @@ impl Transport {
         received: &mut u64,
     ) -> Result<(), FetchError> {
         let patience = self.limits().stall_timeout;
-        let (size, _) = timeout(patience, get_verified_size(connection, &want.hash))
-            .await
-            .map_err(|_| FetchError::Unreachable)?
+        let (size, _) = answered(connection, patience, get_verified_size(connection, &want.hash))
+            .await?
             .map_err(|error| classify(&error, connection))?;
         want.size.check(size)?;
         let mut progress = Box::pin(live.store.store().remote().fetch(connection.clone(), want.hash).stream());
         let mut seen = 0;
         loop {
-            match timeout(patience, progress.next()).await.map_err(|_| FetchError::Unreachable)? {
+            match answered(connection, patience, progress.next()).await? {
                 Some(GetProgressItem::Progress(bytes)) => {
                     let fresh = bytes.saturating_sub(seen);
                     add(&self.stats().bytes_down, fresh);
@@ -299,6 +302,23 @@ impl Transport {
             }
         }
     }
+}
+
+/// Waits for a holder's answer. If nothing at all came over the connection meanwhile, the connection is dead and is closed, so that
+/// nobody uses it again; if only this answer is missing, the other fetches on it go on.
+async fn answered<T>(
+    connection: &Connection,
+    patience: Duration,
+    answer: impl Future<Output = T>,
+) -> Result<T, FetchError> {
+    let heard = || connection.stats().udp_rx.datagrams;
+    let before = heard();
+    timeout(patience, answer).await.map_err(|_| {
+        if heard() == before {
+            connection.close(VarInt::from_u32(0), b"no answer");
+        }
+        FetchError::Unreachable
+    })
 }
 
 /// What a failed request says about its holder. The provider answers by resetting the stream with a code; an admission refused or a

@@ -9,7 +9,7 @@
 //!               store   fetch ── connections ──▶ iroh endpoint ──▶ serve ── gate (revealed yet?), admission (who?), budget (how much?)
 //! ```
 //!
-//! Reading order: [`gate`] (the rule a round's fairness rests on), [`admission`], `serve`, [`fetch`], [`transport`].
+//! Reading order: [`gate`] (the rule a round's fairness rests on), [`admission`], `serve`, [`fetch`], [`transport`], [`slot`].
 //!
 //! - Who may connect is the chain's registry, and nobody else: a stranger is turned away at the end of the handshake.
 //! - What may be read is what was published here or fetched here, from its reveal block on; all else is refused alike, so a
@@ -24,6 +24,7 @@ pub mod endpoint;
 pub mod fetch;
 pub mod gate;
 mod serve;
+pub mod slot;
 pub mod stats;
 pub mod store;
 pub mod transport;

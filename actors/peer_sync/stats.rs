@@ -64,7 +64,7 @@ pub struct Stats {
     pub requests_served: AtomicU64,
     /// Connections from peers that are open now (a gauge).
     pub connections_in: AtomicU64,
-    /// Connections to peers that are open now (a gauge).
+    /// Connections to peers that are kept for the next fetch (a gauge).
     pub connections_out: AtomicU64,
     /// Connections this node tried to open.
     pub dials: AtomicU64,

@@ -7,7 +7,7 @@
 //!
 //! Two properties of the store (0.104) shape this file. It confirms a write before its transaction is committed (up to 500 ms
 //! later), so [`BlobStore::publish`] commits before it returns: a payload that is sealed on chain must survive the process. And its
-//! collector holds a handle of the store it runs in, so a store with a collector that is dropped without [`BlobStore::close`] keeps
+//! collector holds a handle of the store it runs in, so a store with a collector that is dropped without being closed keeps
 //! its database locked until the process ends.
 
 use std::collections::HashSet;
@@ -249,7 +249,7 @@ mod tests {
     #[test]
     fn tags_sort_by_round_and_end_before_the_next_prefix() {
         let tag = |round| Label { round: Round(round), kind: Kind::State, reveal: Reveal::Always }.tag(Hash::new(b"x"));
-        assert!(tag(9) < tag(10) && tag(10) < tag(u64::MAX) && tag(u64::MAX) < "round0".to_owned());
+        assert!(tag(9) < tag(10) && tag(10) < tag(u64::MAX) && tag(u64::MAX).as_str() < "round0");
     }
 
     #[test]

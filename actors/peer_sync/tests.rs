@@ -17,9 +17,10 @@ use super::admission::Peer;
 use super::budget::Rate;
 use super::fetch::{FetchError, SizeRule, Want};
 use super::gate::Reveal;
+use super::slot::TransportSlot;
 use super::stats::Refusal;
 use super::store::{Kind, Label};
-use super::transport::{Transport, TransportConfig, TransportError, TransportSlot};
+use super::transport::{Transport, TransportConfig, TransportError};
 
 /// Far more than any of these tests needs; a test that hangs fails by it.
 const BOUND: Duration = Duration::from_secs(30);
