@@ -1,2 +1,29 @@
-//! x
-fn main() {}
+//! The program `convoke`: reads its arguments, does what they say, and turns the outcome into an exit code.
+#![allow(clippy::print_stdout, reason = "a command-line program reports on standard output")]
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use convoke_node::cli::{Cli, Command, TokenizerCommand};
+use convoke_node::{data, run};
+
+/// Keeps large freed buffers for the next inner step, where the system's allocator would give them back and ask anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    // clap ends the process with code 2 when the command line is wrong.
+    let outcome = match Cli::parse().command {
+        Command::Run(args) => run::run(&args),
+        Command::Tokenizer { command: TokenizerCommand::Train { files, vocab_size, out } } => {
+            data::vocabulary::train_to_file(&files, vocab_size, &out).map(|()| 0).map_err(Into::into)
+        }
+    };
+    match outcome {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

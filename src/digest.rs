@@ -1,1 +1,112 @@
-//! x
+//! The digest of θ, and the proof that a node holds θ.
+//!
+//! **Canonical order is chunk-major**, the order in which θ lies in memory on the host (`sparseloco::Layout`): the digest then
+//! streams memory once, can be computed in the outer step's own pass, and a chunk's bytes are neighbours, so that a proof over a
+//! few chunks reads little. Row-major tensors, the order of checkpoints, would need a gather before every digest. Padding is in
+//! it: it is always zero, and a node whose padding is not would diverge unseen if it were left out. Bytes are
+//! f32 little-endian, so +0 and −0 differ, as they must if "equal" is to mean equal bits.
+
+use crate::sparseloco::CHUNK_LEN;
+use crate::terms::{BlockHash, Digest, Hotkey};
+
+/// Values turned into bytes at a time: enough for BLAKE3's widest vectors, small enough for the first cache.
+const PIECE_LEN: usize = CHUNK_LEN;
+
+/// BLAKE3 over θ, chunk-major, padding included. The same on every honest node after every round.
+#[must_use]
+pub fn digest(theta: &[f32]) -> Digest {
+    let mut hasher = blake3::Hasher::new_derive_key("convoke 2026-11 theta digest v1");
+    update(&mut hasher, theta);
+    Digest(*hasher.finalize().as_bytes())
+}
+
+/// A keyed digest over `n_chunks` chunks of θ, both the key and the choice of chunks drawn from (block hash, hotkey).
+///
+/// Nobody can prepare it before the block exists, and one node's proof is of no use to another; a node that holds θ computes it, or
+/// checks another's, from a few chunks. Chunks may be drawn twice. Every chunk is hashed with its index.
+///
+/// # Panics
+/// If `theta` is not a whole number of chunks, at least one.
+#[must_use]
+pub fn holding_proof(theta: &[f32], seed_block: &BlockHash, hotkey: &Hotkey, n_chunks: usize) -> Digest {
+    let (chunks, rest) = theta.as_chunks::<CHUNK_LEN>();
+    assert!(!chunks.is_empty() && rest.is_empty(), "{} values are not whole chunks", theta.len());
+    let mut seed = blake3::Hasher::new_derive_key("convoke 2026-11 holding proof v1");
+    let mut stream = seed.update(&seed_block.0).update(&hotkey.0).finalize_xof();
+    let mut key = [0; 32];
+    stream.fill(&mut key);
+    let mut proof = blake3::Hasher::new_keyed(&key);
+    for _ in 0..n_chunks {
+        let mut draw = [0; 8];
+        stream.fill(&mut draw);
+        // The high half of draw · n is uniform up to one part in 2^36.
+        let chunk_idx = ((u128::from(u64::from_le_bytes(draw)) * chunks.len() as u128) >> 64) as u64;
+        proof.update(&chunk_idx.to_le_bytes());
+        update(&mut proof, &chunks[chunk_idx as usize]);
+    }
+    Digest(*proof.finalize().as_bytes())
+}
+
+fn update(hasher: &mut blake3::Hasher, values: &[f32]) {
+    let mut bytes = [0; 4 * PIECE_LEN];
+    for piece in values.chunks(PIECE_LEN) {
+        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(piece) {
+            *bytes = value.to_le_bytes();
+        }
+        hasher.update(&bytes[..4 * piece.len()]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn theta(n_chunks: usize) -> Vec<f32> {
+        (0..n_chunks * CHUNK_LEN).map(|i| (i as f32).sin()).collect()
+    }
+
+    #[test]
+    fn the_digest_is_blake3_of_the_little_endian_bytes() {
+        let theta = theta(3);
+        let bytes: Vec<u8> = theta.iter().flat_map(|value| value.to_le_bytes()).collect();
+        assert_eq!(digest(&theta).0, blake3::derive_key("convoke 2026-11 theta digest v1", &bytes));
+    }
+
+    #[test]
+    fn one_bit_anywhere_changes_the_digest_even_a_zeros_sign() {
+        let mut theta = theta(2);
+        theta[CHUNK_LEN + 5] = 0.0;
+        let before = digest(&theta);
+        theta[CHUNK_LEN + 5] = -0.0;
+        assert_ne!(digest(&theta), before);
+    }
+
+    #[test]
+    fn a_proof_is_bound_to_theta_block_hotkey_and_sample() {
+        let (theta, block, hotkey) = (theta(8), BlockHash([1; 32]), Hotkey([2; 32]));
+        let proof = holding_proof(&theta, &block, &hotkey, 4);
+        assert_eq!(proof, holding_proof(&theta, &block, &hotkey, 4));
+        assert_ne!(proof, holding_proof(&theta, &BlockHash([3; 32]), &hotkey, 4));
+        assert_ne!(proof, holding_proof(&theta, &block, &Hotkey([3; 32]), 4));
+        assert_ne!(proof, holding_proof(&theta, &block, &hotkey, 5));
+        // With 200 draws of 8 chunks, every chunk is in the sample.
+        let all = holding_proof(&theta, &block, &hotkey, 200);
+        for chunk in 0..8 {
+            let mut other = theta.clone();
+            other[chunk * CHUNK_LEN + 77] += 1.0;
+            assert_ne!(holding_proof(&other, &block, &hotkey, 200), all, "chunk {chunk}");
+        }
+    }
+
+    #[test]
+    fn a_proof_reads_only_its_sample() {
+        let (theta, block, hotkey) = (theta(64), BlockHash([1; 32]), Hotkey([2; 32]));
+        let proof = holding_proof(&theta, &block, &hotkey, 3);
+        let changes = (0..64).filter(|chunk| {
+            let mut other = theta.clone();
+            other[chunk * CHUNK_LEN] += 1.0;
+            holding_proof(&other, &block, &hotkey, 3) != proof
+        });
+        assert!((1..=3).contains(&changes.count()));
+    }
+}

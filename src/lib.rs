@@ -4,6 +4,8 @@ pub mod terms;
 
 pub mod run_spec;
 
+pub mod round;
+
 pub mod hotkey;
 
 pub mod sparseloco;
@@ -21,3 +23,8 @@ pub mod manifest;
 pub mod chain;
 
 pub mod model;
+
+pub mod genesis;
+
+#[cfg(feature = "model")]
+pub mod reference;

@@ -116,6 +116,18 @@ pub enum Quantiser {
     SigmaBins,
 }
 
+impl Quantiser {
+    /// The name it has in a config.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TwoBit => "two-bit",
+            Self::OneBit => "one-bit",
+            Self::SigmaBins => "sigma-bins",
+        }
+    }
+}
+
 /// How the contributions of a round become one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,0 +1,257 @@
+//! What the chain is to say of this node, on disk before it is sent: the reason nothing is written twice or forgotten.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use convoke::chain::commitment::{Commitment, Identity, ManifestVote, Seal};
+use convoke::terms::{Block, Hotkey, ManifestHash, Round, Uid, Weight};
+use serde::{Deserialize, Serialize};
+
+use crate::store::{StoreError, read_file, write_file};
+
+/// The kinds of what is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// Where the node can be reached.
+    Identity,
+    /// A payload's hash.
+    Seal,
+    /// A manifest's hash.
+    Vote,
+    /// Weights.
+    Weights,
+}
+
+impl Kind {
+    /// The name in metrics and messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "identity",
+            Self::Seal => "seal",
+            Self::Vote => "vote",
+            Self::Weights => "weights",
+        }
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What is written to disk.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Content {
+    fields: Vec<Vec<u8>>,
+    identity_seq: u32,
+    identity_done: Option<Block>,
+    seal_done: Option<Block>,
+    vote_done: Option<Block>,
+    weights: Option<Weights>,
+    last_weights: Vec<(Uid, Weight)>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Weights {
+    round: Round,
+    shares: Vec<(Hotkey, f64)>,
+    /// The head when they were decided: an update of the hotkey's weights after it is this one.
+    since: Block,
+    done: Option<Block>,
+}
+
+/// The outbox.
+#[derive(Debug)]
+pub struct Outbox {
+    path: PathBuf,
+    commitment: Commitment,
+    content: Content,
+}
+
+impl Outbox {
+    /// What was on disk, or nothing: an outbox that cannot be read is as good as a new one, since the chain is read before
+    /// anything is sent.
+    pub fn load(path: PathBuf) -> Self {
+        let content: Option<Content> = read_file(&path).ok().and_then(|bytes| postcard::from_bytes(&bytes).ok());
+        let content = content.unwrap_or_default();
+        let commitment = Commitment::parse(&content.fields).unwrap_or_default();
+        Self { path, commitment, content }
+    }
+
+    fn save(&mut self) -> Result<(), StoreError> {
+        self.content.fields = self.commitment.to_fields();
+        let bytes = postcard::to_allocvec(&self.content).expect("plain numbers encode");
+        write_file(&self.path, &bytes)
+    }
+
+    /// The number of the next identity: it grows when the endpoint changes.
+    pub fn identity_seq(&self) -> u32 {
+        self.content.identity_seq
+    }
+
+    pub fn put_identity(&mut self, identity: Identity) -> Result<(), StoreError> {
+        if self.commitment.identity != Some(identity) {
+            (self.commitment.identity, self.content.identity_done) = (Some(identity), None);
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    pub fn put_seal(&mut self, seal: Seal) -> Result<(), StoreError> {
+        if self.commitment.seal != Some(seal) {
+            (self.commitment.seal, self.content.seal_done) = (Some(seal), None);
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    pub fn put_vote(&mut self, round: Round, manifest: ManifestHash) -> Result<(), StoreError> {
+        let vote = ManifestVote { round, manifest };
+        if self.commitment.manifest != Some(vote) {
+            (self.commitment.manifest, self.content.vote_done) = (Some(vote), None);
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// Newer weights replace those that were not sent; those of a round that are set already stay.
+    pub fn put_weights(&mut self, round: Round, shares: Vec<(Hotkey, f64)>, since: Block) -> Result<(), StoreError> {
+        if self.content.weights.as_ref().is_none_or(|weights| weights.round != round) {
+            self.content.weights = Some(Weights { round, shares, since, done: None });
+            self.save()?;
+        }
+        Ok(())
+    }
+
+    /// The commitment's parts that are not on chain.
+    pub fn due(&self) -> Vec<Kind> {
+        let parts = [
+            (Kind::Identity, self.commitment.identity.is_some(), self.content.identity_done),
+            (Kind::Seal, self.commitment.seal.is_some(), self.content.seal_done),
+            (Kind::Vote, self.commitment.manifest.is_some(), self.content.vote_done),
+        ];
+        parts.into_iter().filter(|(_, there, done)| *there && done.is_none()).map(|(kind, ..)| kind).collect()
+    }
+
+    pub fn commitment(&self) -> Commitment {
+        self.commitment
+    }
+
+    /// Weights that are not on chain: their round, shares, and the head when they were decided.
+    pub fn weights_due(&self) -> Option<(Round, Vec<(Hotkey, f64)>, Block)> {
+        let weights = self.content.weights.as_ref().filter(|weights| weights.done.is_none())?;
+        Some((weights.round, weights.shares.clone(), weights.since))
+    }
+
+    /// The chain says this commitment, since this block.
+    pub fn committed(&mut self, commitment: &Commitment, block: Block) -> Result<(), StoreError> {
+        let done = |same: bool, before: Option<Block>| if same { before.or(Some(block)) } else { before };
+        let (own, content) = (&self.commitment, &mut self.content);
+        content.identity_done = done(own.identity == commitment.identity, content.identity_done);
+        content.seal_done = done(own.seal == commitment.seal, content.seal_done);
+        content.vote_done = done(own.manifest == commitment.manifest, content.vote_done);
+        self.save()
+    }
+
+    /// The chain has these weights, since this block.
+    pub fn weights_set(&mut self, round: Round, block: Block, set: Vec<(Uid, Weight)>) -> Result<(), StoreError> {
+        if let Some(weights) = self.content.weights.as_mut().filter(|weights| weights.round == round) {
+            weights.done = Some(block);
+            self.content.last_weights = set;
+        }
+        self.save()
+    }
+
+    /// The block since which the chain says it.
+    pub fn done(&self, kind: Kind, round: Round) -> Option<Block> {
+        match kind {
+            Kind::Identity => self.content.identity_done,
+            Kind::Seal => self.commitment.seal.filter(|seal| seal.round == round).and(self.content.seal_done),
+            Kind::Vote => self.commitment.manifest.filter(|vote| vote.round == round).and(self.content.vote_done),
+            Kind::Weights => self.content.weights.as_ref().filter(|weights| weights.round == round)?.done,
+        }
+    }
+
+    /// The weights that were set last.
+    pub fn last_weights(&self) -> Vec<(Uid, Weight)> {
+        self.content.last_weights.clone()
+    }
+
+    /// What is not on chain and no longer of use is not sent.
+    pub fn withdraw(&mut self, kind: Kind, round: Round) {
+        if self.done(kind, round).is_some() {
+            return;
+        }
+        match kind {
+            Kind::Identity => {}
+            Kind::Seal => self.commitment.seal = self.commitment.seal.filter(|seal| seal.round != round),
+            Kind::Vote => self.commitment.manifest = self.commitment.manifest.filter(|vote| vote.round != round),
+            Kind::Weights => self.content.weights = self.content.weights.take().filter(|it| it.round != round),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outbox() -> (tempfile::TempDir, Outbox) {
+        let dir = tempfile::tempdir().unwrap();
+        let outbox = Outbox::load(dir.path().join("outbox"));
+        (dir, outbox)
+    }
+
+    fn seal(round: u64) -> Seal {
+        Seal {
+            round: Round(round),
+            payload: convoke::terms::PayloadHash([1; 32]),
+            payload_bytes: 9,
+            base: convoke::terms::Digest::default(),
+            holding: convoke::terms::Digest::default(),
+        }
+    }
+
+    #[test]
+    fn what_was_put_is_due_after_a_crash_until_the_chain_says_it() {
+        let (dir, mut outbox) = outbox();
+        outbox.put_seal(seal(3)).unwrap();
+        let mut outbox = Outbox::load(dir.path().join("outbox"));
+        assert_eq!(outbox.due(), [Kind::Seal]);
+        outbox.committed(&outbox.commitment(), Block(9)).unwrap();
+        let outbox = Outbox::load(dir.path().join("outbox"));
+        assert_eq!((outbox.due(), outbox.done(Kind::Seal, Round(3))), (vec![], Some(Block(9))));
+    }
+
+    #[test]
+    fn the_same_seal_is_not_due_twice_and_another_one_is() {
+        let (_dir, mut outbox) = outbox();
+        outbox.put_seal(seal(3)).unwrap();
+        outbox.committed(&outbox.commitment(), Block(9)).unwrap();
+        outbox.put_seal(seal(3)).unwrap();
+        assert_eq!(outbox.due(), []);
+        outbox.put_seal(seal(4)).unwrap();
+        assert_eq!((outbox.due(), outbox.done(Kind::Seal, Round(4))), (vec![Kind::Seal], None));
+    }
+
+    #[test]
+    fn a_call_that_carried_an_older_vote_does_not_settle_a_newer_one() {
+        let (_dir, mut outbox) = outbox();
+        outbox.put_vote(Round(1), ManifestHash([1; 32])).unwrap();
+        let sent = outbox.commitment();
+        outbox.put_vote(Round(1), ManifestHash([2; 32])).unwrap();
+        outbox.committed(&sent, Block(5)).unwrap();
+        assert_eq!(outbox.due(), [Kind::Vote]);
+    }
+
+    #[test]
+    fn what_is_withdrawn_is_not_sent() {
+        let (_dir, mut outbox) = outbox();
+        outbox.put_seal(seal(3)).unwrap();
+        outbox.withdraw(Kind::Seal, Round(3));
+        assert_eq!(outbox.due(), []);
+        outbox.put_weights(Round(3), vec![], Block(1)).unwrap();
+        outbox.withdraw(Kind::Weights, Round(3));
+        assert!(outbox.weights_due().is_none());
+    }
+}

@@ -1,0 +1,124 @@
+//! The command line: a promise to users, in one place.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::config::{ConfigError, Layers, NodeConfig};
+use crate::faults::Fault;
+
+/// Train large language models together, over the open internet, among peers that do not trust each other.
+#[derive(Debug, Parser)]
+#[command(name = "convoke", version, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a node. Without arguments: role both, a development chain inside the process, a tiny model, Shakespeare, this
+    /// machine's CPU.
+    Run(RunArgs),
+    /// Make tokenizers.
+    Tokenizer {
+        /// What to do.
+        #[command(subcommand)]
+        command: TokenizerCommand,
+    },
+}
+
+/// What can be done with tokenizers.
+#[derive(Debug, Subcommand)]
+pub enum TokenizerCommand {
+    /// Train a byte-level BPE on text files.
+    Train {
+        /// The text: .txt or .jsonl; the default run's corpus if there is none.
+        files: Vec<PathBuf>,
+        /// Entries of the vocabulary.
+        #[arg(long, default_value_t = 2048)]
+        vocab_size: usize,
+        /// Where to write the tokenizer.json.
+        #[arg(long)]
+        out: PathBuf,
+    },
+}
+
+/// What a node does for the run.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum RoleArg {
+    /// Train.
+    Miner,
+    /// Score.
+    Validator,
+    /// Train, and score others.
+    Both,
+}
+
+/// The arguments of `run`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RunArgs {
+    /// What the node does for the run.
+    #[arg(long, value_enum)]
+    pub role: Option<RoleArg>,
+    /// A TOML file with whatever differs from the defaults.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The chain: `embedded`, or the ws:// address of another node's.
+    #[arg(long, value_name = "URL")]
+    pub chain: Option<String>,
+    /// The node's name in logs and metrics.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Where the node keeps its state, its identity and its events.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where /metrics, /health, /ready and /status are served.
+    #[arg(long, value_name = "ADDR")]
+    pub http: Option<SocketAddr>,
+    /// Leave after this many completed rounds.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub rounds: Option<u64>,
+    /// Change one value of the configuration.
+    #[arg(long, value_name = "key=value")]
+    pub set: Vec<String>,
+    /// Make an actor fail on purpose: actor:point:round:panic or actor:point:round:hang.
+    #[arg(long, value_name = "FAULT", hide = true)]
+    pub fault: Vec<Fault>,
+}
+
+impl RunArgs {
+    /// The configuration: defaults, then the file, then `--set`, then the flags.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its key and what would be right.
+    pub fn config(&self) -> Result<NodeConfig, ConfigError> {
+        let mut layers = Layers::default();
+        if let Some(path) = &self.config {
+            layers = layers.file(path)?;
+        }
+        layers = self.set.iter().try_fold(layers, |layers, argument| layers.set(argument))?;
+        let role = self.role.map(|role| match role {
+            RoleArg::Miner => "miner",
+            RoleArg::Validator => "validator",
+            RoleArg::Both => "both",
+        });
+        let data_dir = self.data_dir.as_ref().map(|dir| dir.to_string_lossy().into_owned());
+        let flags = [
+            ("node.role", role.map(str::to_owned)),
+            ("chain.url", self.chain.clone()),
+            ("node.name", self.name.clone()),
+            ("node.data_dir", data_dir),
+            ("node.http", self.http.map(|address| address.to_string())),
+        ];
+        for (key, value) in flags {
+            if let Some(value) = value {
+                layers = layers.put(key, value)?;
+            }
+        }
+        layers.read()
+    }
+}

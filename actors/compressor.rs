@@ -1,0 +1,354 @@
+//! Compressor: owns θ on the host and the error feedback; turns a pseudo-gradient into a payload and applies manifests.
+//!
+//! Hears:   requests of RoundClock: where are you, compress, step, save.
+//! Tells:   nobody; it answers.
+//! State:   θ, e, the payload made since the boundary. A crash reloads the boundary and the payload made since, so that
+//!          nothing is lost that had been sealed.
+//! Mailbox: one request of RoundClock.
+//!
+//! Fault points: `position`, `compress`, `outer-step`, `save`.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use convoke::digest::digest;
+use convoke::manifest::Manifest;
+use convoke::payload::{Header, Payload};
+use convoke::sparseloco::{self, Undo};
+use convoke::terms::{Digest, LayoutHash, ManifestHash, PayloadHash, Round, Uid};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use serde::{Deserialize, Serialize};
+
+use crate::leaf::{Leaf, answer};
+use crate::node::Parts;
+use crate::store::{put_f32s, take_f32s};
+use crate::workbench::Workbench;
+
+/// The boundary's section in the store.
+pub const SECTION: &str = "compressor";
+/// The section that holds what was made since the boundary.
+const PENDING_SECTION: &str = "compressor-pending";
+
+/// The actor.
+#[derive(Debug)]
+pub struct Compressor;
+
+/// The bench on which all work is done.
+pub struct State {
+    bench: Workbench<Desk>,
+}
+
+/// θ, chunk-major with its padding, shared with whoever reads it.
+pub type Theta = Arc<Vec<f32>>;
+
+/// Where the Compressor stands.
+#[derive(Debug, Clone)]
+pub struct Position {
+    /// θ of this round is held.
+    pub round: Round,
+    /// θ.
+    pub theta: Theta,
+    /// θ's digest.
+    pub digest: Digest,
+    /// The manifest that made θ; before the first, what stands for it.
+    pub prev: ManifestHash,
+    /// The own payload of this round, if it was made before a crash or a stop.
+    pub pending: Option<Arc<Payload>>,
+}
+
+/// What a request to compress carries.
+#[derive(Debug)]
+pub struct Contribution {
+    /// The round.
+    pub round: Round,
+    /// The own slot at this moment.
+    pub uid: Uid,
+    /// Inner steps behind Δ.
+    pub inner_steps: u32,
+    /// Δ, chunk-major.
+    pub delta: Arc<Vec<f32>>,
+}
+
+/// What the actor hears.
+#[derive(Debug)]
+pub enum Msg {
+    /// Where are you?
+    Position(RpcReplyPort<Position>),
+    /// Make the payload of a round.
+    Compress(Contribution, RpcReplyPort<Result<Compressed, Refused>>),
+    /// End a round: with a manifest's payloads in manifest order, or without.
+    Step(Round, Option<Decision>, RpcReplyPort<Result<Stepped, Refused>>),
+    /// Write the boundary before this round.
+    Save(Round, RpcReplyPort<Result<(), Refused>>),
+    /// The bench has died.
+    Died(String),
+}
+
+/// A manifest whose payloads are all at hand.
+#[derive(Debug, Clone)]
+pub struct Decision {
+    /// The manifest's hash.
+    pub manifest: ManifestHash,
+    /// Its payloads, in its order.
+    pub payloads: Vec<Arc<Payload>>,
+}
+
+/// A payload and what its making cost.
+#[derive(Debug, Clone)]
+pub struct Compressed {
+    /// The payload.
+    pub payload: Arc<Payload>,
+    /// Its size against Δ in f32.
+    pub ratio: f64,
+    /// L2 norm of the error feedback after it.
+    pub error_norm: f64,
+    /// ‖kept values − their quantised values‖ over ‖kept values‖.
+    pub quantisation_error: f64,
+    /// Seconds of work.
+    pub seconds: f64,
+}
+
+/// The end of a round.
+#[derive(Debug, Clone)]
+pub struct Stepped {
+    /// θ of the next round.
+    pub theta: Theta,
+    /// Its digest.
+    pub digest: Digest,
+    /// Whether the own payload was among the applied.
+    pub applied: bool,
+    /// Seconds of work.
+    pub seconds: f64,
+}
+
+/// Why the Compressor did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// It is at another round than whoever asks believes, which is so after a restart.
+    #[error("the compressor holds round {held}, not {asked}")]
+    OtherRound {
+        /// The round held.
+        held: Round,
+        /// The round asked for.
+        asked: Round,
+    },
+    /// Δ cannot be compressed.
+    #[error("the pseudo-gradient cannot be compressed: {0}")]
+    Unfit(String),
+    /// The boundary cannot be written.
+    #[error("{0}")]
+    Store(String),
+}
+
+impl Actor for Compressor {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arc<Parts>;
+
+    async fn pre_start(&self, me: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
+        let name = format!("{}/{}", parts.config.node.name, Leaf::Compressor);
+        let build = move || Desk::load(parts);
+        let bench = Workbench::start(name, build, move |why| drop(me.cast(Msg::Died(why))))?;
+        Ok(State { bench })
+    }
+
+    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Position(port) => state.bench.put(|desk| answer(port, desk.position())),
+            Msg::Compress(contribution, port) => state.bench.put(|desk| answer(port, desk.compress(contribution))),
+            Msg::Step(round, decision, port) => state.bench.put(move |desk| answer(port, desk.step(round, decision))),
+            Msg::Save(round, port) => state.bench.put(move |desk| answer(port, desk.save(round))),
+            Msg::Died(why) => return Err(why.into()),
+        }
+        Ok(())
+    }
+}
+
+/// What lies on the bench: the only place where θ and e are changed.
+struct Desk {
+    parts: Arc<Parts>,
+    layout_hash: LayoutHash,
+    round: Round,
+    theta: Theta,
+    digest: Digest,
+    prev: ManifestHash,
+    error: Vec<f32>,
+    pending: Option<Pending>,
+}
+
+/// A payload made in this round, and how to take it back out of e if it is not applied.
+struct Pending {
+    payload: Arc<Payload>,
+    undo: Undo,
+}
+
+#[derive(Serialize, Deserialize)]
+struct BoundaryHead {
+    round: Round,
+    digest: Digest,
+    prev: ManifestHash,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PendingHead {
+    payload: Vec<u8>,
+    undo: Vec<f32>,
+}
+
+impl Desk {
+    /// The boundary on disk, or the run's first θ with no error feedback.
+    fn load(parts: Arc<Parts>) -> Self {
+        let layout_hash = parts.layout.hash();
+        let boundary = parts.store.latest().ok().flatten().and_then(|round| read_boundary(&parts, round));
+        let (head, theta, error) = boundary.unwrap_or_else(|| {
+            let theta = parts.genesis_theta();
+            let prev = Manifest::first_prev(&parts.run_id);
+            let error = vec![0.0; theta.len()];
+            (BoundaryHead { round: Round(0), digest: digest(&theta), prev }, theta, error)
+        });
+        let BoundaryHead { round, digest, prev } = head;
+        let mut desk = Self { parts, layout_hash, round, theta: Arc::new(theta), digest, prev, error, pending: None };
+        desk.load_pending();
+        desk
+    }
+
+    /// A payload that was made since the boundary may be sealed: e must be what it was right after.
+    fn load_pending(&mut self) {
+        let Ok(section) = self.parts.store.read(self.round, PENDING_SECTION) else { return };
+        let Ok((head, mut rest)) = postcard::take_from_bytes::<PendingHead>(&section) else { return };
+        let Some(error) = take_f32s(&mut rest, self.parts.layout.flat_len()) else { return };
+        let spec = &self.parts.config.run.sparse;
+        let Ok(payload) = Payload::parse(head.payload.into(), &self.parts.layout, spec) else { return };
+        let n_kept = self.parts.layout.n_chunks() * spec.keep_per_chunk;
+        let fits = head.undo.len() == n_kept && payload.header().base == self.digest;
+        if fits && payload.header().round == self.round {
+            self.error = error;
+            self.pending = Some(Pending { payload: Arc::new(payload), undo: Undo::from_values(head.undo) });
+        }
+    }
+
+    fn position(&self) -> Position {
+        self.parts.faults.point_on_thread(Leaf::Compressor, "position", self.round);
+        Position {
+            round: self.round,
+            theta: Arc::clone(&self.theta),
+            digest: self.digest,
+            prev: self.prev,
+            pending: self.pending.as_ref().map(|pending| Arc::clone(&pending.payload)),
+        }
+    }
+
+    fn compress(&mut self, contribution: Contribution) -> Result<Compressed, Refused> {
+        self.at(contribution.round)?;
+        self.parts.faults.point_on_thread(Leaf::Compressor, "compress", self.round);
+        let started = Instant::now();
+        self.take_back();
+        let spec = &self.parts.config.run.sparse;
+        let encoded = sparseloco::encode(&self.parts.layout, spec, &mut self.error, &contribution.delta)
+            .map_err(|error| Refused::Unfit(error.to_string()))?;
+        let report = &encoded.report;
+        let quantisation_error = (report.energy_lost / report.energy_kept.max(f64::MIN_POSITIVE)).sqrt();
+        let header = Header {
+            run_id: self.parts.run_id,
+            round: self.round,
+            uid: contribution.uid,
+            hotkey: self.parts.keypair.hotkey(),
+            base: self.digest,
+            layout: self.layout_hash,
+            inner_steps: contribution.inner_steps,
+        };
+        let payload = Arc::new(Payload::seal(header, &self.parts.layout, spec, encoded.body, &self.parts.keypair));
+        self.pending = Some(Pending { payload: Arc::clone(&payload), undo: encoded.undo });
+        self.save_pending()?;
+        let dense_bytes = self.parts.layout.n_params() as f64 * 4.0;
+        Ok(Compressed {
+            ratio: dense_bytes / payload.bytes().len() as f64,
+            error_norm: norm(&self.error),
+            quantisation_error,
+            seconds: started.elapsed().as_secs_f64(),
+            payload,
+        })
+    }
+
+    /// Written before the seal can go on chain: from then on others may apply the payload.
+    fn save_pending(&self) -> Result<(), Refused> {
+        let Some(pending) = &self.pending else { return Ok(()) };
+        let head = PendingHead { payload: pending.payload.bytes().to_vec(), undo: pending.undo.values().to_vec() };
+        let mut section = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
+        put_f32s(&mut section, &self.error);
+        self.parts.store.write(self.round, PENDING_SECTION, &section).map_err(|error| Refused::Store(chain(&error)))
+    }
+
+    fn step(&mut self, round: Round, decision: Option<Decision>) -> Result<Stepped, Refused> {
+        self.at(round)?;
+        self.parts.faults.point_on_thread(Leaf::Compressor, "outer-step", self.round);
+        let started = Instant::now();
+        let payloads = decision.as_ref().map_or(&[][..], |decision| &decision.payloads);
+        let mine: Option<PayloadHash> = self.pending.as_ref().map(|pending| pending.payload.hash());
+        let applied = mine.is_some_and(|mine| payloads.iter().any(|payload| payload.hash() == mine));
+        // C-1: what was applied stays out of e; what was not is put back, exactly.
+        if applied {
+            self.pending = None
+        } else {
+            self.take_back()
+        }
+        if let Some(decision) = decision {
+            let bodies: Vec<_> = decision.payloads.iter().map(|payload| payload.body()).collect();
+            let theta = Arc::make_mut(&mut self.theta);
+            sparseloco::outer_step(&self.parts.layout, &self.parts.config.run.sparse, &bodies, theta);
+            self.digest = digest(theta);
+            self.prev = decision.manifest;
+        }
+        self.round = round.next();
+        Ok(Stepped {
+            theta: Arc::clone(&self.theta),
+            digest: self.digest,
+            applied,
+            seconds: started.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn save(&self, round: Round) -> Result<(), Refused> {
+        self.at(round)?;
+        self.parts.faults.point_on_thread(Leaf::Compressor, "save", self.round);
+        let head = BoundaryHead { round, digest: self.digest, prev: self.prev };
+        let mut section = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
+        put_f32s(&mut section, &self.theta);
+        put_f32s(&mut section, &self.error);
+        self.parts.store.write(round, SECTION, &section).map_err(|error| Refused::Store(chain(&error)))
+    }
+
+    fn at(&self, round: Round) -> Result<(), Refused> {
+        if self.round == round { Ok(()) } else { Err(Refused::OtherRound { held: self.round, asked: round }) }
+    }
+
+    /// Puts what a payload took out of e back in.
+    fn take_back(&mut self) {
+        if let Some(pending) = self.pending.take() {
+            pending.undo.restore(&self.parts.layout, pending.payload.body(), &mut self.error);
+        }
+    }
+}
+
+/// θ and e of a boundary, if they are what was written.
+fn read_boundary(parts: &Parts, round: Round) -> Option<(BoundaryHead, Vec<f32>, Vec<f32>)> {
+    let section = parts.store.read(round, SECTION).ok()?;
+    let (head, mut rest) = postcard::take_from_bytes::<BoundaryHead>(&section).ok()?;
+    let theta = take_f32s(&mut rest, parts.layout.flat_len())?;
+    let error = take_f32s(&mut rest, parts.layout.flat_len())?;
+    (head.round == round && digest(&theta) == head.digest).then_some((head, theta, error))
+}
+
+fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,237 @@
+//! The Gauntlet's work, on its own thread: the rules of `convoke::gauntlet` applied to the node's records.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use convoke::assignment::{EvalDraw, assigned, eval_samples};
+use convoke::digest::holding_proof;
+use convoke::gauntlet::copies::{Sealed, copies};
+use convoke::gauntlet::fast_checks::{Expected, PayloadFacts, RejectReason, SealClaim, check_payload, check_seal};
+use convoke::gauntlet::history::{after_match, registered_only};
+use convoke::gauntlet::record::{Outcome, Standing};
+use convoke::gauntlet::{selection, weights};
+use convoke::manifest::{Entry, Manifest};
+use convoke::payload::{self, Payload};
+use convoke::sparseloco;
+use convoke::terms::{Block, BlockHash, Digest, Hotkey, Round};
+use serde::{Deserialize, Serialize};
+
+use super::{
+    CheckRequest, Claim, Evaluation, Gathered, Passed, PlanRequest, ProposeRequest, Rated, Rejection, SECTION,
+    Standings,
+};
+use crate::leaf::Leaf;
+use crate::node::Parts;
+
+/// Records used in this many rounds back are known as replays; older ones fail by their error feedback anyway.
+const REPLAY_ROUNDS: u64 = 64;
+
+/// What lies on the bench.
+pub(super) struct Desk {
+    parts: Arc<Parts>,
+    standing: Standing,
+    /// Hashes of the records that passed in each of the last rounds.
+    used: BTreeMap<Round, Vec<[u8; 32]>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Boundary {
+    standing: Standing,
+    used: BTreeMap<Round, Vec<[u8; 32]>>,
+}
+
+impl Desk {
+    pub fn load(parts: Arc<Parts>) -> Self {
+        let latest = parts.store.latest().ok().flatten();
+        let section = latest.and_then(|round| parts.store.read(round, SECTION).ok());
+        let boundary = section.and_then(|bytes| postcard::from_bytes::<Boundary>(&bytes).ok());
+        let Boundary { standing, used } =
+            boundary.unwrap_or_else(|| Boundary { standing: Standing::new(), used: BTreeMap::new() });
+        Self { parts, standing, used }
+    }
+
+    pub fn check(&mut self, request: CheckRequest) -> Gathered {
+        let CheckRequest { round, claims, delivered, ref registered, .. } = request;
+        self.parts.faults.point_on_thread(Leaf::Gauntlet, "check", round);
+        self.standing = registered_only(&self.standing, &registered.iter().copied().collect(), round);
+        let earlier: BTreeSet<[u8; 32]> =
+            self.used.iter().filter(|(used_in, _)| **used_in < round).flat_map(|(_, used)| used).copied().collect();
+        let mut delivered: BTreeMap<_, _> = delivered.into_iter().collect();
+        let mut gathered = Gathered::default();
+        let mut order = Vec::new();
+        for claim in claims {
+            let bytes = delivered.remove(&claim.seal.payload.0);
+            let ground = Ground { round, seed: &request.seed, base: request.base, theta: &request.theta };
+            match self.check_one(&claim, bytes, &ground, &earlier) {
+                Ok(payload) => {
+                    order.push(Sealed { hotkey: claim.hotkey, block: claim.place.0, index: claim.place.1 });
+                    gathered.passed.push(Passed { uid: claim.uid, hotkey: claim.hotkey, payload: Arc::new(payload) });
+                }
+                Err(reason) => {
+                    gathered.rejected.push(Rejection { uid: claim.uid, hotkey: claim.hotkey, reason });
+                }
+            }
+        }
+        self.reject_copies(&mut gathered, &order);
+        self.used.insert(round, gathered.passed.iter().map(|passed| records_hash(&passed.payload)).collect());
+        self.used.retain(|used_in, _| used_in.0 + REPLAY_ROUNDS > round.0);
+        gathered
+    }
+
+    fn check_one(
+        &self,
+        claim: &Claim,
+        bytes: Option<Result<Arc<[u8]>, String>>,
+        ground: &Ground<'_>,
+        earlier: &BTreeSet<[u8; 32]>,
+    ) -> Result<Payload, RejectReason> {
+        let run = &self.parts.config.run;
+        let schedule = &self.parts.schedule;
+        let holding = holding_proof(ground.theta, ground.seed, &claim.hotkey, run.gauntlet.holding_chunks);
+        let expected = Expected {
+            run_id: self.parts.run_id,
+            round: ground.round,
+            blocks: schedule.first_block(ground.round)..Block(schedule.sealed_by(ground.round).0 + 1),
+            uid: Some(claim.uid),
+            base: ground.base,
+            layout: self.parts.layout.hash(),
+            payload_bytes_max: payload::len(&self.parts.layout, &run.sparse) as u64,
+            inner_steps_max: run.inner.steps,
+            holding: Some(holding.0),
+            earlier_records: earlier,
+        };
+        let sealed = SealClaim {
+            hotkey: claim.hotkey,
+            round: claim.seal.round,
+            payload: claim.seal.payload,
+            payload_bytes: claim.seal.payload_bytes,
+            base: claim.seal.base,
+            holding: claim.seal.holding.0,
+            sealed_at: claim.place.0,
+        };
+        check_seal(&sealed, &expected)?;
+        let bytes = bytes.and_then(Result::ok).ok_or(RejectReason::Missing)?;
+        let payload = Payload::parse(bytes, &self.parts.layout, &run.sparse)
+            .map_err(|malformed| RejectReason::Malformed(malformed.reason().to_owned()))?;
+        let header = payload.header();
+        let facts = PayloadFacts {
+            hash: payload.hash(),
+            bytes: payload.bytes().len() as u64,
+            records: records_hash(&payload),
+            run_id: header.run_id,
+            round: header.round,
+            uid: header.uid,
+            hotkey: header.hotkey,
+            base: header.base,
+            layout: header.layout,
+            inner_steps: header.inner_steps,
+            // The parser has verified it.
+            signature_holds: true,
+        };
+        check_payload(&sealed, &facts, &expected)?;
+        Ok(payload)
+    }
+
+    fn reject_copies(&self, gathered: &mut Gathered, order: &[Sealed]) {
+        let overlap_max = self.parts.config.run.gauntlet.copy_overlap_max;
+        let overlap = |a: usize, b: usize| {
+            let body = |idx: usize| gathered.passed[idx].payload.body();
+            sparseloco::overlap(&self.parts.layout, body(a), body(b))
+        };
+        let found = copies(order, overlap_max, overlap);
+        for copy in found {
+            let Some(idx) = gathered.passed.iter().position(|passed| passed.hotkey == copy.copy) else { continue };
+            let Passed { uid, hotkey, .. } = gathered.passed.remove(idx);
+            gathered.rejected.push(Rejection { uid, hotkey, reason: RejectReason::Copy { original: copy.original } });
+        }
+    }
+
+    pub fn propose(&self, request: &ProposeRequest) -> Option<Manifest> {
+        self.parts.faults.point_on_thread(Leaf::Gauntlet, "propose", request.round);
+        let passed: Vec<_> = request.gathered.passed.iter().map(|passed| (passed.uid, passed.hotkey)).collect();
+        let spec = &self.parts.config.run.gauntlet;
+        let chosen = selection::contributors(&passed, &self.standing, request.round, &request.seed, spec);
+        let entries = chosen.iter().filter_map(|(uid, hotkey)| {
+            let passed = request.gathered.passed.iter().find(|passed| passed.hotkey == *hotkey)?;
+            let payload = &passed.payload;
+            let payload_bytes = payload.bytes().len() as u64;
+            Some(Entry { uid: *uid, hotkey: *hotkey, payload: payload.hash(), payload_bytes })
+        });
+        let entries: Vec<Entry> = entries.collect();
+        let ProposeRequest { round, prev, base, .. } = *request;
+        (!entries.is_empty()).then_some(Manifest { round, prev, base, entries })
+    }
+
+    pub fn plan(&self, request: &PlanRequest) -> Vec<Evaluation> {
+        self.parts.faults.point_on_thread(Leaf::Gauntlet, "plan", request.round);
+        let run = &self.parts.config.run;
+        let me = self.parts.keypair.hotkey();
+        let candidates: Vec<Hotkey> = request.gathered.passed.iter().map(|passed| passed.hotkey).collect();
+        let n_samples = self.parts.dataset.n_train_samples();
+        let chosen =
+            selection::evaluated(&candidates, &me, &self.standing, request.round, &request.draw, &run.gauntlet);
+        let plan = chosen.iter().filter_map(|hotkey| {
+            let passed = request.gathered.passed.iter().find(|passed| passed.hotkey == *hotkey)?;
+            let batch = run.inner.batch_sequences;
+            let all = assigned(&request.seed, hotkey, n_samples, run.inner.steps as usize * batch);
+            let used = passed.payload.header().inner_steps as usize * batch;
+            let draw = EvalDraw { seed: request.draw, validator: me, peer: *hotkey };
+            let samples = eval_samples(&draw, &all, used, n_samples, run.gauntlet.eval_sequences);
+            Some(Evaluation {
+                hotkey: *hotkey,
+                uid: passed.uid,
+                payload: Arc::clone(&passed.payload),
+                assigned: samples.assigned,
+                unassigned: samples.unassigned,
+            })
+        });
+        plan.collect()
+    }
+
+    /// `outcomes` are the scores; what was only checked, rejected or absent is added here.
+    pub fn rate(&mut self, round: Round, gathered: &Gathered, mut outcomes: Vec<(Hotkey, Outcome)>) -> Standings {
+        self.parts.faults.point_on_thread(Leaf::Gauntlet, "rate", round);
+        let me = self.parts.keypair.hotkey();
+        let scored: BTreeSet<Hotkey> = outcomes.iter().map(|(hotkey, _)| *hotkey).collect();
+        let passed = gathered.passed.iter().filter(|passed| !scored.contains(&passed.hotkey));
+        outcomes.extend(passed.map(|passed| (passed.hotkey, Outcome::Passed)));
+        let rejected = gathered.rejected.iter();
+        outcomes.extend(rejected.map(|rejection| (rejection.hotkey, Outcome::Rejected(rejection.reason.clone()))));
+        let seen: BTreeSet<Hotkey> = outcomes.iter().map(|(hotkey, _)| *hotkey).collect();
+        outcomes.extend(
+            self.standing.keys().filter(|known| !seen.contains(known)).map(|absent| (*absent, Outcome::Absent)),
+        );
+        // A validator never judges itself, not even by noting that it took part.
+        outcomes.retain(|(hotkey, _)| *hotkey != me);
+        self.standing = after_match(&self.standing, round, &outcomes, &self.parts.config.run.gauntlet);
+        let slots = gathered.passed.iter().map(|passed| (passed.uid, passed.hotkey));
+        let slots = slots.chain(gathered.rejected.iter().map(|rejection| (rejection.uid, rejection.hotkey)));
+        slots.filter_map(|(uid, hotkey)| Some(Rated { uid, rating: self.standing.get(&hotkey)?.rating })).collect()
+    }
+
+    pub fn weights(&self, round: Round, registered: Vec<Hotkey>, burn: Option<Hotkey>) -> Vec<(Hotkey, f64)> {
+        let earning = weights::earning(&self.standing, &registered.into_iter().collect(), round);
+        weights::shares(&earning, burn, &self.parts.config.run.gauntlet)
+    }
+
+    pub fn save(&self, round: Round) -> Result<(), String> {
+        self.parts.faults.point_on_thread(Leaf::Gauntlet, "save", round);
+        let boundary = Boundary { standing: self.standing.clone(), used: self.used.clone() };
+        let bytes = postcard::to_allocvec(&boundary).map_err(|error| error.to_string())?;
+        self.parts.store.write(round, SECTION, &bytes).map_err(|error| error.to_string())
+    }
+}
+
+/// Equal for payloads that say the same, whoever signed them and for whichever round.
+fn records_hash(payload: &Payload) -> [u8; 32] {
+    let body = payload.body();
+    *blake3::Hasher::new().update(body.level_bytes()).update(body.record_bytes()).finalize().as_bytes()
+}
+
+/// What all payloads of a round must stand on.
+struct Ground<'a> {
+    round: Round,
+    seed: &'a BlockHash,
+    base: Digest,
+    theta: &'a [f32],
+}

@@ -1,0 +1,338 @@
+//! The work on one device: everything here runs on the worker's own thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use burn::tensor::Device;
+use convoke::assignment::assigned;
+use convoke::gauntlet::loss_score::Losses;
+use convoke::model::generate::{Sampling, generate};
+use convoke::model::inner::inner_steps;
+use convoke::model::llama::{Batch, Llama};
+use convoke::model::optimiser::AdamW;
+use convoke::sparseloco;
+use convoke::terms::{BlockHash, Round};
+use serde::{Deserialize, Serialize};
+
+use super::replicas::Threaded;
+use super::{SECTION, Trained};
+use crate::compressor::Theta;
+use crate::gauntlet::Evaluation;
+use crate::journal::StepReport;
+use crate::leaf::Leaf;
+use crate::node::Parts;
+use crate::store::{put_f32s, take_f32s};
+
+/// The section that holds the averages behind a payload made since the boundary.
+const PENDING_SECTION: &str = "gpu-worker-pending";
+/// Sequences whose losses are measured at once.
+const EVAL_BATCH: usize = 8;
+
+/// Why a device cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// The name means nothing.
+    #[error("`{name}` is no device: write cpu, cuda:N or wgpu:N")]
+    Unknown {
+        /// What was given.
+        name: String,
+    },
+    /// The build or the machine has no such device.
+    #[error("there is no device `{name}` here; present: {present}")]
+    Absent {
+        /// What was given.
+        name: String,
+        /// What there is.
+        present: String,
+    },
+}
+
+/// The device of a name, always by enumeration: asking Burn for a device that is not there panics.
+///
+/// # Errors
+/// The name is unknown, or no such device is present.
+pub fn find(name: &str) -> Result<Device, DeviceError> {
+    let unknown = || DeviceError::Unknown { name: name.to_owned() };
+    if name == "cpu" {
+        return Ok(Device::flex());
+    }
+    let (kind, idx) = name.split_once(':').ok_or_else(unknown)?;
+    let idx: usize = idx.parse().map_err(|_| unknown())?;
+    let found = devices(kind).ok_or_else(unknown)?.into_iter().nth(idx);
+    found.ok_or_else(|| {
+        let mut present = vec!["cpu".to_owned()];
+        for kind in ["cuda", "wgpu"] {
+            let n_devices = devices(kind).map_or(0, |devices| devices.len());
+            present.extend((0..n_devices).map(|idx| format!("{kind}:{idx}")));
+        }
+        DeviceError::Absent { name: name.to_owned(), present: present.join(", ") }
+    })
+}
+
+/// The devices of a kind; `None` when the kind is unknown, none when the build lacks it.
+fn devices(kind: &str) -> Option<Vec<Device>> {
+    match kind {
+        #[cfg(feature = "cuda")]
+        "cuda" => Some(Device::enumerate(burn::tensor::DeviceType::Cuda).into_iter().collect()),
+        #[cfg(feature = "wgpu")]
+        "wgpu" => Some(Device::enumerate(burn::tensor::DeviceType::Wgpu).into_iter().collect()),
+        "cuda" | "wgpu" => Some(vec![]),
+        _ => None,
+    }
+}
+
+/// What lies on the bench.
+pub(super) struct Desk {
+    parts: Arc<Parts>,
+    device: Device,
+    replicas: Threaded,
+    held: Option<Held>,
+    /// A second model for evaluations; made when first wanted.
+    judge: Option<Llama>,
+    heldout: Vec<Batch>,
+    /// The round whose inner steps the averages have in them beyond the boundary.
+    trained: Option<Round>,
+}
+
+/// The model and its optimiser.
+struct Held {
+    round: Round,
+    theta: Theta,
+    model: Llama,
+    optimiser: AdamW,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AveragesHead {
+    round: Round,
+    steps_done: u64,
+}
+
+impl Desk {
+    /// # Panics
+    /// When the device has gone since the node was set up: the supervisor's business.
+    pub fn new(parts: Arc<Parts>) -> Self {
+        let device = find(&parts.config.node.device).unwrap_or_else(|error| panic!("{error}"));
+        let n_threads = match parts.config.node.workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        };
+        // Only on the CPU do several replicas share a device.
+        let n_threads = if parts.config.node.device == "cpu" { n_threads } else { 1 };
+        let replicas = Threaded::new(n_threads);
+        let heldout = parts.dataset.heldout(parts.config.run.data.heldout_sequences);
+        let heldout = heldout.chunks(EVAL_BATCH).map(batch).collect();
+        Self { parts, device, replicas, held: None, judge: None, heldout, trained: None }
+    }
+
+    pub fn load(&mut self, round: Round, theta: Theta, adopt_pending: bool) -> f64 {
+        self.parts.faults.point_on_thread(Leaf::GpuWorker, "load", round);
+        let started = Instant::now();
+        match &mut self.held {
+            Some(held) => {
+                held.model.load(|idx| tensor(&self.parts, &theta, idx));
+                (held.round, held.theta) = (round, theta);
+            }
+            None => {
+                let spec = &self.parts.config.run.model;
+                let model = Llama::from_tensors(spec, &self.device, |idx| tensor(&self.parts, &theta, idx));
+                let optimiser = self.saved_averages(&model).unwrap_or_else(|| AdamW::new(&model));
+                self.held = Some(Held { round, theta, model, optimiser });
+            }
+        }
+        if adopt_pending {
+            self.adopt_pending(round);
+        }
+        let loss = self.heldout_loss();
+        self.parts.journal.metrics.gpu_worker.heldout_time.record(started.elapsed().as_secs_f64());
+        loss
+    }
+
+    fn heldout_loss(&mut self) -> f64 {
+        let Some(held) = &self.held else { return f64::NAN };
+        mean(self.replicas.losses(&held.model, self.heldout.clone()).into_iter().flatten())
+    }
+
+    pub fn inner_steps(&mut self, round: Round, seed: BlockHash, stop: &AtomicBool) -> Result<Trained, String> {
+        self.parts.faults.point_on_thread(Leaf::GpuWorker, "inner-steps", round);
+        let started = Instant::now();
+        if self.trained == Some(round) {
+            // Steps that led to no payload must not be in the averages of those that are made in their place.
+            self.back_to_boundary();
+        }
+        let parts = Arc::clone(&self.parts);
+        let Some(held) = self.held.as_mut().filter(|held| held.round == round) else {
+            return Err(format!("the worker does not hold θ of round {round}"));
+        };
+        self.trained = Some(round);
+        let inner = &parts.config.run.inner;
+        let batches = assigned_batches(&parts, &seed);
+        let tokens_a_step = (inner.batch_sequences * parts.config.run.model.context_len) as u64;
+        let mut step_started = Instant::now();
+        let go_on = |reports: &[convoke::model::inner::StepReport]| {
+            if let Some(report) = reports.last() {
+                let report = StepReport {
+                    step: u32::try_from(reports.len()).unwrap_or(u32::MAX),
+                    tokens: tokens_a_step,
+                    loss: report.loss,
+                    lr: report.lr,
+                    gradient_norm: report.norm.unwrap_or(f64::NAN),
+                    seconds: step_started.elapsed().as_secs_f64(),
+                };
+                parts.journal.inner_step(round, &report);
+            }
+            if reports.len() == inner.steps as usize / 2 {
+                parts.faults.point_on_thread(Leaf::GpuWorker, "mid-inner-steps", round);
+            }
+            step_started = Instant::now();
+            !stop.load(Ordering::Relaxed)
+        };
+        let first_step = round.0 * u64::from(inner.steps);
+        let replicas = &mut self.replicas;
+        let reports = inner_steps(&mut held.model, &mut held.optimiser, inner, first_step, batches, replicas, go_on);
+        let delta = delta(&parts, held);
+        self.save_averages(round, PENDING_SECTION)?;
+        let steps = u32::try_from(reports.len()).unwrap_or(u32::MAX);
+        Ok(Trained {
+            steps,
+            tokens: u64::from(steps) * tokens_a_step,
+            loss: reports.last().map_or(f64::NAN, |report| report.loss),
+            seconds: started.elapsed().as_secs_f64(),
+            delta: Arc::new(delta),
+        })
+    }
+
+    pub fn evaluate(&mut self, round: Round, theta: &Theta, evaluation: &Evaluation) -> Losses {
+        self.parts.faults.point_on_thread(Leaf::GpuWorker, "evaluate", round);
+        let parts = Arc::clone(&self.parts);
+        let run = &parts.config.run;
+        let sets = [&evaluation.assigned, &evaluation.unassigned].map(|samples| batches(&parts, samples, EVAL_BATCH));
+        let [assigned_before, unassigned_before] = self.judge(theta, &sets);
+        let mut after = theta.to_vec();
+        let step = run.gauntlet.step_ratio * run.sparse.lr_outer;
+        sparseloco::apply_one(&parts.layout, &run.sparse, evaluation.payload.body(), step, &mut after);
+        let [assigned_after, unassigned_after] = self.judge(&after, &sets);
+        Losses { assigned_before, assigned_after, unassigned_before, unassigned_after }
+    }
+
+    /// Mean losses of two sets under the given parameters.
+    fn judge(&mut self, theta: &[f32], sets: &[Vec<Batch>; 2]) -> [f64; 2] {
+        let parts = Arc::clone(&self.parts);
+        let judge = match &mut self.judge {
+            Some(judge) => {
+                judge.load(|idx| tensor(&parts, theta, idx));
+                judge
+            }
+            none => none
+                .insert(Llama::from_tensors(&parts.config.run.model, &self.device, |idx| tensor(&parts, theta, idx))),
+        };
+        let replicas = &mut self.replicas;
+        [0, 1].map(|set: usize| mean(replicas.losses(judge, sets[set].clone()).into_iter().flatten()))
+    }
+
+    pub fn save(&mut self, round: Round) -> Result<(), String> {
+        self.parts.faults.point_on_thread(Leaf::GpuWorker, "save", round);
+        match &self.held {
+            Some(held) if held.round == round => {}
+            _ => return Err(format!("the worker does not hold θ of round {round}")),
+        }
+        self.save_averages(round, SECTION)?;
+        self.trained = None;
+        Ok(())
+    }
+
+    pub fn write(&self, prompt: &str, tokens: usize) -> String {
+        let Some(held) = &self.held else { return String::new() };
+        let Ok(mut text) = self.parts.dataset.encode(prompt) else { return String::new() };
+        let sampling = Sampling { temperature: 0.8, top_k: 40, seed: held.round.0 };
+        let continuation: Vec<u32> = generate(&held.model, &text, sampling).take(tokens).collect();
+        text.extend(continuation);
+        self.parts.dataset.decode(&text)
+    }
+
+    fn save_averages(&self, round: Round, section: &str) -> Result<(), String> {
+        let Some(held) = &self.held else { return Err("the worker holds no model".to_owned()) };
+        let head = AveragesHead { round, steps_done: held.optimiser.steps_done() };
+        let mut bytes = postcard::to_allocvec(&head).map_err(|error| error.to_string())?;
+        let averages = std::cell::RefCell::new(&mut bytes);
+        let put = |_: usize, values: &[f32]| put_f32s(&mut averages.borrow_mut(), values);
+        held.optimiser.export(put, put);
+        self.parts.store.write(round, section, &bytes).map_err(|error| error.to_string())
+    }
+
+    fn saved_averages(&self, model: &Llama) -> Option<AdamW> {
+        let round = self.parts.store.latest().ok().flatten()?;
+        self.read_averages(round, SECTION, model)
+    }
+
+    fn read_averages(&self, round: Round, section: &str, model: &Llama) -> Option<AdamW> {
+        let bytes = self.parts.store.read(round, section).ok()?;
+        let (head, mut rest) = postcard::take_from_bytes::<AveragesHead>(&bytes).ok()?;
+        let lens = self.parts.layout.tensors().iter().map(|tensor| tensor.shape.iter().product());
+        let mut take = || lens.clone().map(|len| take_f32s(&mut rest, len)).collect::<Option<Vec<_>>>();
+        let (mut first, mut second) = (take()?, take()?);
+        let take = |tensors: &mut Vec<Vec<f32>>, idx: usize| std::mem::take(&mut tensors[idx]);
+        Some(AdamW::import(model, head.steps_done, |idx| take(&mut first, idx), |idx| take(&mut second, idx)))
+    }
+
+    fn adopt_pending(&mut self, round: Round) {
+        let Some(mut held) = self.held.take() else { return };
+        if let Some(optimiser) = self.read_averages(round, PENDING_SECTION, &held.model) {
+            held.optimiser = optimiser;
+            self.trained = Some(round);
+        }
+        self.held = Some(held);
+    }
+
+    fn back_to_boundary(&mut self) {
+        let Some(mut held) = self.held.take() else { return };
+        held.optimiser = self.saved_averages(&held.model).unwrap_or_else(|| AdamW::new(&held.model));
+        let theta = Arc::clone(&held.theta);
+        held.model.load(|idx| tensor(&self.parts, &theta, idx));
+        self.trained = None;
+        self.held = Some(held);
+    }
+}
+
+/// One tensor of θ, row-major.
+fn tensor(parts: &Parts, theta: &[f32], idx: usize) -> Vec<f32> {
+    let mut row_major = vec![0.0; parts.layout.tensors()[idx].shape.iter().product()];
+    parts.layout.scatter(idx, theta, &mut row_major);
+    row_major
+}
+
+/// Δ = θ_start − θ_end, chunk-major.
+fn delta(parts: &Parts, held: &Held) -> Vec<f32> {
+    let mut delta = vec![0.0; parts.layout.flat_len()];
+    held.model.export(|idx, values| parts.layout.gather(idx, values, &mut delta));
+    for (end, start) in delta.iter_mut().zip(held.theta.iter()) {
+        *end = start - *end;
+    }
+    delta
+}
+
+/// The batches that the round's seed assigns to this node, one an inner step.
+fn assigned_batches(parts: &Parts, seed: &BlockHash) -> Vec<Batch> {
+    let inner = &parts.config.run.inner;
+    let count = inner.steps as usize * inner.batch_sequences;
+    let samples = assigned(seed, &parts.keypair.hotkey(), parts.dataset.n_train_samples(), count);
+    batches(parts, &samples, inner.batch_sequences)
+}
+
+fn batches(parts: &Parts, samples: &[u64], n_sequences: usize) -> Vec<Batch> {
+    samples
+        .chunks(n_sequences)
+        .map(|samples| batch(&samples.iter().map(|sample| parts.dataset.sample(*sample)).collect::<Vec<_>>()))
+        .collect()
+}
+
+fn batch(sequences: &[Vec<u32>]) -> Batch {
+    let len = sequences.first().map_or(0, Vec::len);
+    Batch::new(sequences.concat(), len).expect("samples have one length, of at least two tokens")
+}
+
+fn mean(values: impl Iterator<Item = f64>) -> f64 {
+    let (sum, n) = values.fold((0.0, 0_u32), |(sum, n), value| (sum + value, n + 1));
+    sum / f64::from(n.max(1))
+}

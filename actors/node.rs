@@ -1,0 +1,284 @@
+//! A node, put together: from its configuration to a running tree of actors, and to its exit code.
+//!
+//! [`Parts`] is what all actors share and what outlives each of them. Everything that can fail for reasons outside the
+//! program fails here, before the first actor starts, with one readable sentence.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context;
+use convoke::hotkey::HotkeyPair;
+use convoke::round::Schedule;
+use convoke::sparseloco::Layout;
+use convoke::terms::{EndpointId, RunId};
+use dashmap::DashMap;
+use ractor::{Actor, ActorRef};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use crate::chain::{ChainRead, ChainWrite};
+use crate::config::NodeConfig;
+use crate::data::Dataset;
+use crate::events::{self, Event, Events};
+use crate::faults::{Fault, Faults};
+use crate::gpu_worker;
+use crate::identity::Identity;
+use crate::journal::{self, Journal};
+use crate::leaf::Leaf;
+use crate::metrics::{Metrics, NodeFacts, Vocabulary};
+use crate::peer_sync::transport::{TransportConfig, TransportSlot};
+use crate::status::{self, Freshness, StatusBoard};
+use crate::store::Store;
+use crate::supervisor::{self, Supervisor};
+
+/// Where peers can be reached, by their endpoint's id; shared by the nodes of one process.
+pub type AddressBook = Arc<DashMap<EndpointId, SocketAddr>>;
+
+/// What all actors of a node share.
+pub struct Parts {
+    /// The node's configuration, the run's shared numbers among it.
+    pub config: NodeConfig,
+    /// The run's hash.
+    pub run_id: RunId,
+    /// How θ is cut into chunks.
+    pub layout: Layout,
+    /// Which block means what.
+    pub schedule: Schedule,
+    /// The tokens.
+    pub dataset: Dataset,
+    /// Round-boundary state.
+    pub store: Store,
+    /// The hotkey.
+    pub keypair: HotkeyPair,
+    /// The secret of the endpoint, with which it proves its hotkey.
+    pub endpoint_secret: [u8; 32],
+    /// The chain, to read.
+    pub chain: Arc<dyn ChainRead>,
+    /// The chain, to write; ChainWriter's alone.
+    pub chain_write: Arc<dyn ChainWrite>,
+    /// Endpoint and blobs.
+    pub transport: TransportSlot,
+    /// Where peers are.
+    pub addresses: AddressBook,
+    /// Where everything is told.
+    pub journal: Journal,
+    /// Faults on purpose.
+    pub faults: Faults,
+    /// Leave after this many completed rounds.
+    pub rounds: Option<u64>,
+    /// What the trained model wrote at the end.
+    pub closing_words: Mutex<Option<String>>,
+}
+
+/// The chain as one node sees it, and where its peers are.
+pub struct Surroundings {
+    /// To read.
+    pub chain: Arc<dyn ChainRead>,
+    /// To write.
+    pub chain_write: Arc<dyn ChainWrite>,
+    /// Where peers are.
+    pub addresses: AddressBook,
+}
+
+/// What a node is to do besides running.
+#[derive(Debug, Clone, Default)]
+pub struct Plan {
+    /// Leave after this many completed rounds.
+    pub rounds: Option<u64>,
+    /// Faults on purpose.
+    pub faults: Vec<Fault>,
+}
+
+/// A handle that asks a node to end.
+#[derive(Clone)]
+pub struct Stopper {
+    events: Events,
+    supervisor: ActorRef<supervisor::Msg>,
+}
+
+impl Stopper {
+    /// Asks the node to end.
+    pub fn stop(&self, reason: &str) {
+        self.events.record(None, Event::Stopping { reason: reason.to_owned() });
+        drop(self.supervisor.cast(supervisor::Msg::Stop(0)));
+    }
+}
+
+/// A node that runs.
+pub struct Node {
+    /// What its actors share.
+    pub parts: Arc<Parts>,
+    supervisor: ActorRef<supervisor::Msg>,
+    tree: JoinHandle<()>,
+    exit: watch::Receiver<Option<u8>>,
+}
+
+impl Parts {
+    /// θ₀, chunk-major: the same on every node, from the run's seed.
+    #[must_use]
+    pub fn genesis_theta(&self) -> Vec<f32> {
+        convoke::genesis::theta(&self.config.run.model, self.config.run.seed, &self.layout)
+    }
+}
+
+impl Node {
+    /// Checks everything the node needs and starts its actors.
+    ///
+    /// # Errors
+    /// One readable sentence for whatever is missing.
+    pub async fn start(
+        config: NodeConfig,
+        identity: Identity,
+        surroundings: Surroundings,
+        plan: Plan,
+    ) -> anyhow::Result<Self> {
+        let parts = Arc::new(assemble(config, identity, surroundings, plan)?);
+        let resumed_at = parts.store.latest()?;
+        parts.journal.events.record(
+            resumed_at,
+            Event::NodeStarted {
+                version: VERSION.to_owned(),
+                run_id: parts.run_id,
+                role: role_name(&parts.config),
+                hotkey: parts.keypair.hotkey(),
+                resumed_at,
+            },
+        );
+        // The first to bind the endpoint, so that a port in use is an error of the start and not of an actor.
+        let transport = parts.transport.acquire().await.context("the peer-to-peer endpoint cannot be opened")?;
+        parts.addresses.insert(transport.id(), transport.address());
+        let (exit_tx, exit) = watch::channel(None);
+        let args = supervisor::Args { parts: Arc::clone(&parts), exit: exit_tx };
+        let (supervisor, tree) =
+            Actor::spawn(None, Supervisor, args).await.context("the supervisor could not be started")?;
+        Ok(Self { parts, supervisor, tree, exit })
+    }
+
+    /// A handle that asks the node to end; [`Node::ended`] tells when it has.
+    #[must_use]
+    pub fn stopper(&self) -> Stopper {
+        Stopper { events: self.parts.journal.events.clone(), supervisor: self.supervisor.clone() }
+    }
+
+    /// Asks the node to end.
+    pub fn stop(&self) {
+        self.stopper().stop("asked to stop");
+    }
+
+    /// Waits until the node has ended in order, and answers its exit code.
+    pub async fn ended(mut self) -> u8 {
+        // The tree ends after it has set the code; if it dies without one, the outside must restart it.
+        let code = self.exit.wait_for(Option::is_some).await.map_or(None, |code| *code);
+        let code = code.unwrap_or(supervisor::EXIT_BUDGET_SPENT);
+        if let Err(error) = self.tree.await {
+            tracing::error!(%error, "the tree ended badly");
+        }
+        self.parts.transport.close().await;
+        self.parts.journal.events.record(None, Event::Stopped { exit_code: i32::from(code) });
+        let events = self.parts.journal.events.clone();
+        // Flushing waits for the disk.
+        drop(tokio::task::spawn_blocking(move || events.flush()).await);
+        code
+    }
+}
+
+/// The program's version.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+fn assemble(config: NodeConfig, identity: Identity, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Parts> {
+    gpu_worker::find(&config.node.device)?;
+    let data_dir = &config.node.data_dir;
+    make_dir(data_dir)?;
+    let run = &config.run;
+    let dataset = Dataset::open(&config.data, &run.data, run.model.context_len, run.model.vocab_size, data_dir)?;
+    let run_id = run.run_id(&dataset.digest());
+    let layout = convoke::genesis::layout(&run.model).context("the model cannot be cut into chunks")?;
+    let schedule = Schedule::new(&run.timing);
+    let store = Store::open(&data_dir.join("state"), run_id)?;
+    let journal = open_journal(&config, &identity, run_id, surroundings.chain.block_time())?;
+    let mut transport = TransportConfig::new(data_dir.join("blobs"), iroh::SecretKey::from_bytes(&identity.endpoint));
+    transport.bind = config.node.bind;
+    let faults = Faults::new(plan.faults, journal.clone());
+    Ok(Parts {
+        run_id,
+        layout,
+        schedule,
+        dataset,
+        store,
+        keypair: identity.keypair(),
+        endpoint_secret: identity.endpoint,
+        chain: surroundings.chain,
+        chain_write: surroundings.chain_write,
+        transport: TransportSlot::new(transport),
+        addresses: surroundings.addresses,
+        journal,
+        faults,
+        rounds: plan.rounds,
+        closing_words: Mutex::new(None),
+        config,
+    })
+}
+
+fn open_journal(
+    config: &NodeConfig,
+    identity: &Identity,
+    run_id: RunId,
+    block_time: Duration,
+) -> anyhow::Result<Journal> {
+    let path = config.node.data_dir.join(events::FILE_NAME);
+    let name = &config.node.name;
+    let events = Events::open(&path, name).with_context(|| format!("cannot write {}", path.display()))?;
+    let who = status::Identity {
+        node: name.clone(),
+        version: VERSION.to_owned(),
+        role: role_name(config),
+        run_id,
+        hotkey: identity.keypair().hotkey(),
+    };
+    let round = block_time.saturating_mul(u32::try_from(config.run.timing.blocks_per_round).unwrap_or(u32::MAX));
+    let freshness = Freshness {
+        head_age_max: block_time.saturating_mul(HEAD_AGE_MAX_BLOCKS).max(Duration::from_secs(5)),
+        round_age_max: round.saturating_mul(2),
+    };
+    let facts = NodeFacts {
+        node: name.clone(),
+        version: VERSION.to_owned(),
+        role: role_name(config),
+        run_id: run_id.short(),
+        quantiser: quantiser_name(config),
+    };
+    let metrics = Metrics::new(&facts, &VOCABULARY);
+    metrics.watch_disk(&config.node.data_dir);
+    metrics.watch_events(&events);
+    for leaf in Leaf::ALL {
+        metrics.supervisor.budget_left.with([leaf.name()]).set(supervisor::RESTARTS_MAX as f64);
+    }
+    Ok(Journal { events, status: StatusBoard::new(who, freshness), metrics })
+}
+
+/// Blocks without which the chain counts as silent.
+const HEAD_AGE_MAX_BLOCKS: u32 = 10;
+
+/// The words that metric labels are taken from.
+pub const VOCABULARY: Vocabulary = Vocabulary {
+    actors: &Leaf::NAMES,
+    restart_reasons: journal::RESTART_REASONS,
+    phases: &convoke::round::Phase::NAMES,
+    reject_reasons: &convoke::gauntlet::fast_checks::RejectReason::NAMES,
+    refuse_reasons: &crate::peer_sync::stats::Refusal::NAMES,
+    call_kinds: journal::CALL_KINDS,
+};
+
+fn role_name(config: &NodeConfig) -> String {
+    config.node.role.name().to_owned()
+}
+
+fn quantiser_name(config: &NodeConfig) -> String {
+    config.run.sparse.quantiser.name().to_owned()
+}
+
+fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| format!("cannot use the data directory {}", dir.display()))
+}

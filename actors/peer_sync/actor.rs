@@ -1,0 +1,194 @@
+//! PeerSync: keeps the node's payloads and manifests for its peers, and gets theirs.
+//!
+//! Hears:   requests of RoundClock: publish, gather; who may connect; the chain's head, which opens the gate.
+//! Tells:   nobody; it answers.
+//! State:   a handle of the node's transport, which outlives it; a crash loses no blob and no connection.
+//! Mailbox: one request of the round, one of a vote, one head a block.
+//!
+//! Fault points: `publish`, `gather`, `admit`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use convoke::terms::{Block, EndpointId, Round};
+use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tracing::warn;
+
+use super::admission::Peer;
+use super::fetch::{FetchError, Fetched, SizeRule, Want};
+use super::gate::Reveal;
+use super::stats::{Refusal, Stats};
+use super::store::{Kind, Label};
+use super::transport::Transport;
+use crate::gauntlet::Deliveries;
+use crate::leaf::{Leaf, answer};
+use crate::metrics::Metrics;
+use crate::node::Parts;
+
+/// Rounds whose payloads and manifests are kept for those who come back.
+const ROUNDS_KEPT: u64 = 64;
+
+/// The actor.
+#[derive(Debug)]
+pub struct PeerSync;
+
+/// The transport, and what the metrics know of it.
+pub struct State {
+    parts: Arc<Parts>,
+    transport: Transport,
+    newest: Round,
+}
+
+/// One blob to get.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its hash.
+    pub hash: [u8; 32],
+    /// How large it may be.
+    pub size: SizeRule,
+    /// What it is.
+    pub kind: Kind,
+    /// Who may have it, best first.
+    pub holders: Vec<EndpointId>,
+}
+
+/// What the actor hears.
+#[derive(Debug)]
+pub enum Msg {
+    /// Keep a blob and serve it from its reveal on.
+    Publish {
+        /// The round it belongs to.
+        round: Round,
+        /// What it is.
+        kind: Kind,
+        /// Its bytes.
+        bytes: Arc<[u8]>,
+        /// From when on it may be read.
+        reveal: Reveal,
+        /// Takes the outcome.
+        port: RpcReplyPort<Result<(), String>>,
+    },
+    /// Get blobs; answered within the time given, with what has come.
+    Gather {
+        /// The round they belong to.
+        round: Round,
+        /// What is wanted.
+        wanted: Vec<Wanted>,
+        /// How long it may take.
+        within: Duration,
+        /// Takes what came, in the order wanted.
+        port: RpcReplyPort<Deliveries>,
+    },
+    /// These, and nobody else, may connect.
+    Admit(Vec<EndpointId>),
+    /// The chain has a new head.
+    Head(Block),
+}
+
+impl Actor for PeerSync {
+    type Msg = Msg;
+    type State = State;
+    type Arguments = Arc<Parts>;
+
+    async fn pre_start(&self, _: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
+        let transport = parts.transport.acquire().await?;
+        parts.addresses.insert(transport.id(), transport.address());
+        Ok(State { parts, transport, newest: Round(0) })
+    }
+
+    async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
+        match msg {
+            Msg::Publish { round, kind, bytes, reveal, port } => {
+                state.parts.faults.point(Leaf::PeerSync, "publish", round).await;
+                state.publish(Label { round, kind, reveal }, bytes, port);
+            }
+            Msg::Gather { round, wanted, within, port } => {
+                state.parts.faults.point(Leaf::PeerSync, "gather", round).await;
+                state.gather(round, wanted, within, port);
+            }
+            Msg::Admit(members) => {
+                state.parts.faults.point(Leaf::PeerSync, "admit", state.newest).await;
+                state.admit(&members).await?;
+            }
+            Msg::Head(block) => {
+                state.transport.set_head(block);
+                record(&state.parts.journal.metrics, state.transport.stats());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl State {
+    fn publish(&mut self, label: Label, bytes: Arc<[u8]>, port: RpcReplyPort<Result<(), String>>) {
+        let transport = self.transport.clone();
+        let forget = (label.round > self.newest).then(|| Round(label.round.0.saturating_sub(ROUNDS_KEPT)));
+        self.newest = self.newest.max(label.round);
+        tokio::spawn(async move {
+            let published = transport.publish(Bytes::from_owner(bytes), label).await;
+            answer(port, published.map(drop).map_err(|error| error.to_string()));
+            if let Some(oldest) = forget {
+                if let Err(error) = transport.forget_before(oldest).await {
+                    warn!(%error, "old rounds are still kept");
+                }
+            }
+        });
+    }
+
+    fn gather(&self, round: Round, wanted: Vec<Wanted>, within: Duration, port: RpcReplyPort<Deliveries>) {
+        let transport = self.transport.clone();
+        let journal = self.parts.journal.clone();
+        // What was fetched is served on: a payload from its round's reveal, which has come or it could not be fetched.
+        let wants = wanted.into_iter().map(|wanted| Want {
+            hash: iroh_blobs::Hash::from_bytes(wanted.hash),
+            size: wanted.size,
+            label: Label { round, kind: wanted.kind, reveal: Reveal::Always },
+            holders: wanted.holders,
+        });
+        let wants: Vec<Want> = wants.collect();
+        tokio::spawn(async move {
+            let deadline = tokio::time::Instant::now() + within;
+            let fetched = transport.gather(wants, deadline).await;
+            for Fetched { outcome, elapsed, .. } in &fetched {
+                let result = match outcome {
+                    Ok(_) => "ok",
+                    Err(FetchError::Deadline) => "late",
+                    Err(FetchError::TooLarge { .. } | FetchError::SizeMismatch { .. }) => "too-large",
+                    Err(FetchError::NotFound | FetchError::Refused | FetchError::Busy | FetchError::Unreachable) => {
+                        "unavailable"
+                    }
+                    Err(FetchError::Corrupt | FetchError::Store(_) | FetchError::Closed) => "failed",
+                };
+                journal.metrics.peer_sync.fetches.with([result]).increment(1);
+                journal.metrics.peer_sync.fetch_time.record(elapsed.as_secs_f64());
+            }
+            let delivered = fetched.into_iter().map(|fetched| {
+                let bytes = fetched.outcome.map(|bytes| Arc::from(&bytes[..])).map_err(|error| error.to_string());
+                (*fetched.want.hash.as_bytes(), bytes)
+            });
+            answer(port, delivered.collect());
+        });
+    }
+
+    /// Admits the members, with the addresses that are known of them.
+    async fn admit(&self, members: &[EndpointId]) -> Result<(), ActorProcessingErr> {
+        let peers = members.iter().map(|id| Peer {
+            id: *id,
+            addresses: self.parts.addresses.get(id).map(|address| vec![*address]).unwrap_or_default(),
+        });
+        self.transport.admit(&peers.collect::<Vec<_>>()).await?;
+        Ok(())
+    }
+}
+
+/// Copies the transport's counts, which outlive this actor, into the metrics.
+fn record(metrics: &Metrics, stats: &Stats) {
+    for reason in Refusal::ALL {
+        metrics.peer_sync.refused.with([reason.name()]).absolute(stats.refused(reason));
+    }
+    let read = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+    metrics.peer_sync.bytes.with(["in"]).absolute(read(&stats.bytes_down));
+    metrics.peer_sync.bytes.with(["out"]).absolute(read(&stats.bytes_up));
+    metrics.peer_sync.peers.set((read(&stats.connections_in) + read(&stats.connections_out)) as f64);
+}

@@ -1,0 +1,144 @@
+//! Who may connect: the endpoints that the chain's registry names, and what each of them may ask for.
+//!
+//! A hotkey's signed commitment on chain names its endpoint; the connection's TLS handshake proves that the peer holds that
+//! endpoint's key. So the list that the caller reads from the chain is all there is to check, and it is checked twice: at the end
+//! of the handshake, and again at each request, because a hotkey can lose its slot while a connection stands.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use convoke::terms::EndpointId;
+use dashmap::DashMap;
+use iroh::endpoint::{AfterHandshakeOutcome, Connection, EndpointHooks, Side};
+use iroh::{EndpointAddr, PublicKey};
+use iroh_blobs::protocol::ERR_PERMISSION;
+use tokio::time::Instant;
+
+use super::budget::{Bucket, Rate};
+use super::stats::{Refusal, Stats};
+
+/// A peer as the chain knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Who it is.
+    pub id: EndpointId,
+    /// Where it says it can be reached.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl Peer {
+    /// The peer in iroh's terms; `None` if its id is not a public key.
+    pub(super) fn endpoint_addr(&self) -> Option<EndpointAddr> {
+        let id = PublicKey::from_bytes(&self.id.0).ok()?;
+        Some(self.addresses.iter().fold(EndpointAddr::new(id), |addr, socket| addr.with_ip_addr(*socket)))
+    }
+}
+
+/// What one peer may ask of this node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerBudget {
+    /// Bytes sent to it.
+    pub bytes: Rate,
+    /// Requests answered.
+    pub requests: Rate,
+    /// Connections from it open at one time. A peer that restarts leaves its old ones behind until they time out.
+    pub connections_max: usize,
+}
+
+/// What one peer has used of its budget, over all its connections.
+#[derive(Debug)]
+pub(super) struct Meter {
+    pub bytes: Mutex<Bucket>,
+    pub requests: Mutex<Bucket>,
+    connections: AtomicUsize,
+}
+
+/// The peers that may connect.
+#[derive(Debug)]
+pub struct Admission {
+    budget: PeerBudget,
+    meters: DashMap<PublicKey, Arc<Meter>>,
+}
+
+impl Admission {
+    pub(super) fn new(budget: PeerBudget) -> Self {
+        Self { budget, meters: DashMap::new() }
+    }
+
+    /// How many peers are admitted.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.meters.len()
+    }
+
+    /// Whether nobody is admitted.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.meters.is_empty()
+    }
+
+    /// Replaces the list. Who stays keeps what it has used; answers who went.
+    pub(super) fn replace(&self, admitted: &HashMap<PublicKey, EndpointAddr>) -> Vec<PublicKey> {
+        let gone: Vec<_> =
+            self.meters.iter().map(|entry| *entry.key()).filter(|id| !admitted.contains_key(id)).collect();
+        for id in &gone {
+            self.meters.remove(id);
+        }
+        let now = Instant::now();
+        for id in admitted.keys() {
+            self.meters.entry(*id).or_insert_with(|| {
+                Arc::new(Meter {
+                    bytes: Mutex::new(Bucket::new(self.budget.bytes, now)),
+                    requests: Mutex::new(Bucket::new(self.budget.requests, now)),
+                    connections: AtomicUsize::new(0),
+                })
+            });
+        }
+        gone
+    }
+
+    pub(super) fn admits(&self, peer: &PublicKey) -> bool {
+        self.meters.contains_key(peer)
+    }
+
+    /// Counts a new connection from a peer against its budget for as long as the [`Seat`] lives.
+    pub(super) fn seat(&self, peer: &PublicKey) -> Result<Seat, Refusal> {
+        let meter = self.meters.get(peer).ok_or(Refusal::Stranger)?.clone();
+        let seat = Seat { meter };
+        if seat.meter.connections.fetch_add(1, Ordering::AcqRel) >= self.budget.connections_max {
+            return Err(Refusal::Crowded);
+        }
+        Ok(seat)
+    }
+}
+
+/// One connection's place in its peer's budget; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Seat {
+    pub meter: Arc<Meter>,
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.meter.connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Turns strangers away as soon as the handshake has shown who they are.
+#[derive(Debug)]
+pub(super) struct Doorman {
+    pub admission: Arc<Admission>,
+    pub stats: Arc<Stats>,
+}
+
+impl EndpointHooks for Doorman {
+    async fn after_handshake<'a>(&'a self, connection: &'a Connection) -> AfterHandshakeOutcome {
+        if connection.side() == Side::Client || self.admission.admits(&connection.remote_id()) {
+            return AfterHandshakeOutcome::Accept;
+        }
+        self.stats.refuse(Refusal::Stranger);
+        AfterHandshakeOutcome::Reject { error_code: ERR_PERMISSION, reason: b"not in the registry".to_vec() }
+    }
+}

@@ -1,0 +1,99 @@
+//! The iroh endpoint, set up to need nothing but the addresses it is given.
+//!
+//! Relays, DNS, port mapping and captive portal probes are off: a peer's address comes from its commitment on chain, and a node on
+//! a machine without internet starts in milliseconds. Congestion control is BBR3, because a loss based controller falls to a few
+//! Mbit/s at 1 % loss and 50 ms round trip (Mathis' bound), which is an ordinary home link.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use iroh::address_lookup::memory::MemoryLookup;
+use iroh::endpoint::{
+    BindError, IdleTimeout, InvalidSocketAddr, NetReportConfig, PortmapperConfig, QuicTransportConfig, VarInt, presets,
+};
+use iroh::{Endpoint, RelayMode, SecretKey};
+use noq_proto::congestion::Bbr3Config;
+
+use super::admission::Doorman;
+
+/// Requests one connection may have open. Each may hold a request message of up to 1 MiB.
+const STREAMS_MAX: u32 = 16;
+/// Bytes in flight on one stream: 500 Mbit/s at 100 ms round trip.
+const STREAM_WINDOW: u32 = 6 * 1024 * 1024;
+/// Bytes in flight on one connection; a peer can make this node hold no more than this.
+const CONNECTION_WINDOW: u32 = 12 * 1024 * 1024;
+/// A connection that hears nothing for this long is dead. Pings keep a healthy one alive from round to round.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Why no endpoint could be bound.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The address cannot be used.
+    #[error("cannot use the address {address}")]
+    Address {
+        /// The address given.
+        address: SocketAddr,
+        /// What is wrong with it.
+        source: InvalidSocketAddr,
+    },
+    /// The operating system refused the socket.
+    #[error("cannot bind {address}")]
+    Bind {
+        /// The address given.
+        address: SocketAddr,
+        /// What it said.
+        source: BindError,
+    },
+}
+
+impl EndpointError {
+    /// Whether somebody else holds the port, perhaps this node's own former endpoint that is about to go.
+    #[must_use]
+    pub fn is_port_in_use(&self) -> bool {
+        let mut cause = Some(self as &(dyn std::error::Error + 'static));
+        while let Some(error) = cause {
+            if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::AddrInUse) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    }
+}
+
+/// Binds an endpoint that finds peers only through `addresses`.
+pub(super) async fn bind(
+    address: SocketAddr,
+    secret: SecretKey,
+    addresses: MemoryLookup,
+    doorman: Doorman,
+) -> Result<Endpoint, EndpointError> {
+    Endpoint::builder(presets::Minimal)
+        .secret_key(secret)
+        .relay_mode(RelayMode::Disabled)
+        .clear_ip_transports()
+        .bind_addr(address)
+        .map_err(|source| EndpointError::Address { address, source })?
+        .address_lookup(addresses)
+        .portmapper_config(PortmapperConfig::Disabled)
+        .net_report_config(NetReportConfig::minimal())
+        .transport_config(transport_config())
+        .hooks(doorman)
+        .bind()
+        .await
+        .map_err(|source| EndpointError::Bind { address, source })
+}
+
+fn transport_config() -> QuicTransportConfig {
+    QuicTransportConfig::builder()
+        .congestion_controller_factory(Arc::new(Bbr3Config::default()))
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
+        .send_window(u64::from(CONNECTION_WINDOW))
+        .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit the wire format")))
+        .datagram_receive_buffer_size(None)
+        .build()
+}

@@ -1,0 +1,38 @@
+//! Payloads, manifests and state between peers, over iroh (design §8).
+//!
+//! ```text
+//!                  TransportSlot        outlives the actor: a restarted actor finds the same port and the same store
+//!                       │ acquire
+//!                   Transport ──────────── one endpoint, one store, one set of admitted peers
+//!          publish │     │ fetch, gather              ▲ connections from peers
+//!                  ▼     ▼                            │
+//!               store   fetch ── connections ──▶ iroh endpoint ──▶ serve ── gate (revealed yet?), admission (who?), budget (how much?)
+//! ```
+//!
+//! Reading order: [`gate`] (the rule a round's fairness rests on), [`admission`], `serve`, [`fetch`], [`transport`].
+//!
+//! - Who may connect is the chain's registry, and nobody else: a stranger is turned away at the end of the handshake.
+//! - What may be read is what was published here or fetched here, from its reveal block on; all else is refused alike, so a
+//!   refusal does not tell whether this node holds a blob.
+//! - No byte is downloaded before the size of the blob is proven and equals the size sealed on chain.
+//! - Gossip is not used: what must be known is pulled by hash, from any holder.
+
+pub mod admission;
+pub mod budget;
+mod connections;
+pub mod endpoint;
+pub mod fetch;
+pub mod gate;
+mod serve;
+pub mod stats;
+pub mod store;
+pub mod transport;
+
+#[cfg(test)]
+mod tests;
+
+mod actor;
+pub use actor::{Msg, PeerSync, Wanted};
+pub use fetch::SizeRule;
+pub use gate::Reveal;
+pub use store::Kind;

@@ -1,0 +1,400 @@
+//! Endpoint, store and gate as one thing with one life, which is longer than the actor's.
+//!
+//! # Why it outlives the actor
+//! After a panic the actor starts again at once and must find its port and its store. Both resist: the socket is released only
+//! when the last clone of the endpoint is gone, and a store that is dropped without an orderly close keeps its database locked for
+//! as long as its collector lives, which is until the process ends (both measured with iroh 1.4.1 and iroh-blobs 0.104.0). So the
+//! transport stays in a [`TransportSlot`] that the supervisor owns. A new actor acquires the same transport, with its connections
+//! and its gate as they were; a transport that does not answer any more is closed and opened anew, on the same port.
+//!
+//! If a transport is dropped all the same, its drop closes it in the background, and [`Transport::open`] waits for the port and
+//! for the lock for as long as its `patience`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use convoke::terms::{Block, EndpointId, Round};
+use iroh::address_lookup::memory::MemoryLookup;
+use iroh::protocol::Router;
+use iroh::{Endpoint, SecretKey};
+use iroh_blobs::Hash;
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::time::{Instant, timeout};
+
+use super::admission::{Admission, Doorman, Peer, PeerBudget};
+use super::budget::{BURST_MIN, Rate};
+use super::connections::Connections;
+use super::endpoint::{self, EndpointError};
+use super::gate::Gate;
+use super::serve::Server;
+use super::stats::Stats;
+use super::store::{BlobStore, Label, StoreError};
+
+/// Time for each of the two steps of closing: telling the peers, then writing out the store.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for a healthy store to answer a look-up.
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two tries for a port or a lock that is about to be released.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// Everything the network side needs to know.
+#[derive(Clone)]
+pub struct TransportConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub bind: SocketAddr,
+    /// Where the blobs are.
+    pub dir: PathBuf,
+    /// Who this node is to its peers.
+    pub secret: SecretKey,
+    /// What one peer may ask of this node.
+    pub peer_budget: PeerBudget,
+    /// How fetches behave.
+    pub limits: FetchLimits,
+    /// How often blobs of forgotten rounds are removed from disk.
+    pub collect_every: Duration,
+    /// How long to wait for a port or a lock that a former transport still has.
+    pub patience: Duration,
+}
+
+/// How fetches behave.
+#[derive(Debug, Clone, Copy)]
+pub struct FetchLimits {
+    /// How long one holder may take to accept a connection.
+    pub connect_timeout: Duration,
+    /// How long a holder may say nothing.
+    pub stall_timeout: Duration,
+    /// How many blobs are fetched at one time.
+    pub parallel_max: usize,
+}
+
+impl TransportConfig {
+    /// The defaults: loopback, a free port, 64 MB/s to each peer.
+    #[must_use]
+    pub fn new(dir: PathBuf, secret: SecretKey) -> Self {
+        Self {
+            bind: SocketAddr::from(([127, 0, 0, 1], 0)),
+            dir,
+            secret,
+            peer_budget: PeerBudget {
+                bytes: Rate { per_second: 64_000_000, burst: 4_000_000 },
+                requests: Rate { per_second: 50, burst: 500 },
+                connections_max: 8,
+            },
+            limits: FetchLimits {
+                connect_timeout: Duration::from_secs(5),
+                stall_timeout: Duration::from_secs(5),
+                parallel_max: 8,
+            },
+            collect_every: Duration::from_secs(60),
+            patience: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Why there is no transport.
+#[derive(Debug, thiserror::Error)]
+pub enum TransportError {
+    /// The endpoint could not be bound.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The transport was shut down.
+    #[error("the transport is shut down")]
+    Closed,
+}
+
+/// What there is while a transport is open. Fetches in flight share it; closing interrupts them, so that they let go of it.
+#[derive(Debug)]
+pub(super) struct Live {
+    endpoint: Endpoint,
+    router: Router,
+    addresses: MemoryLookup,
+    pub store: BlobStore,
+    pub connections: Connections,
+}
+
+impl Live {
+    async fn close(self: Arc<Self>) {
+        // The router closes the endpoint, and with it every connection, in both directions.
+        if timeout(CLOSE_TIMEOUT, self.router.shutdown()).await.is_err() {
+            tracing::warn!("peers did not confirm the end of their connections in time");
+        }
+        if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
+            tracing::warn!("the blob store did not close in time");
+        }
+    }
+}
+
+/// The network side of a node. Clones are handles of one transport.
+#[derive(Clone)]
+pub struct Transport {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: EndpointId,
+    address: SocketAddr,
+    limits: FetchLimits,
+    fetch_turns: Semaphore,
+    gate: Arc<Gate>,
+    admission: Arc<Admission>,
+    stats: Arc<Stats>,
+    live: RwLock<Option<Arc<Live>>>,
+    closing: watch::Sender<bool>,
+    runtime: Handle,
+}
+
+impl Transport {
+    /// Opens the store and binds the endpoint. Nobody is admitted yet, and the head is at block 0.
+    ///
+    /// # Errors
+    /// If the directory cannot be used, or the address cannot be bound, within the patience of the configuration.
+    pub async fn open(config: TransportConfig) -> Result<Self, TransportError> {
+        Self::open_with(config, Arc::new(Gate::default()), Arc::new(Stats::default())).await
+    }
+
+    async fn open_with(config: TransportConfig, gate: Arc<Gate>, stats: Arc<Stats>) -> Result<Self, TransportError> {
+        let give_up_at = Instant::now() + config.patience;
+        let mut peer_budget = config.peer_budget;
+        peer_budget.bytes.burst = peer_budget.bytes.burst.max(BURST_MIN);
+        let admission = Arc::new(Admission::new(peer_budget));
+        let addresses = MemoryLookup::new();
+        // The port first: a second node on the same data directory is then told about the port, or else about the lock.
+        let endpoint = loop {
+            let doorman = Doorman { admission: admission.clone(), stats: stats.clone() };
+            match endpoint::bind(config.bind, config.secret.clone(), addresses.clone(), doorman).await {
+                Err(error) if error.is_port_in_use() && Instant::now() < give_up_at => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                outcome => break outcome?,
+            }
+        };
+        let store = loop {
+            match BlobStore::open(&config.dir, config.collect_every, gate.clone()).await {
+                Err(error) if error.is_locked() && Instant::now() < give_up_at => tokio::time::sleep(RETRY_PAUSE).await,
+                Err(error) => {
+                    endpoint.close().await;
+                    return Err(error.into());
+                }
+                Ok(store) => break store,
+            }
+        };
+        let address = endpoint.bound_sockets().first().copied().unwrap_or(config.bind);
+        let server = Server {
+            store: store.store().clone(),
+            gate: gate.clone(),
+            admission: admission.clone(),
+            stats: stats.clone(),
+        };
+        let id = EndpointId(*endpoint.id().as_bytes());
+        let connections = Connections::new(endpoint.clone(), stats.clone());
+        let router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, server).spawn();
+        let live = Live { endpoint, router, addresses, store, connections };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                id,
+                address,
+                limits: config.limits,
+                fetch_turns: Semaphore::new(config.limits.parallel_max),
+                gate,
+                admission,
+                stats,
+                live: RwLock::new(Some(Arc::new(live))),
+                closing: watch::Sender::new(false),
+                runtime: Handle::current(),
+            }),
+        })
+    }
+
+    /// Who this node is to its peers.
+    #[must_use]
+    pub fn id(&self) -> EndpointId {
+        self.inner.id
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.inner.address
+    }
+
+    /// What may be read, and from when on.
+    #[must_use]
+    pub fn gate(&self) -> &Gate {
+        &self.inner.gate
+    }
+
+    /// Who may connect.
+    #[must_use]
+    pub fn admission(&self) -> &Admission {
+        &self.inner.admission
+    }
+
+    /// What has passed.
+    #[must_use]
+    pub fn stats(&self) -> &Stats {
+        &self.inner.stats
+    }
+
+    /// Says where the chain is: opens the gate for what is to be revealed by this block.
+    pub fn set_head(&self, head: Block) {
+        self.inner.gate.set_head(head);
+    }
+
+    /// Replaces the list of peers that may connect and that this node connects to. An id that is no public key admits nobody.
+    /// Answers how many peers are admitted now.
+    ///
+    /// # Errors
+    /// If the transport is shut down.
+    pub async fn admit(&self, peers: &[Peer]) -> Result<usize, TransportError> {
+        let live = self.live()?;
+        let admitted: HashMap<_, _> = peers
+            .iter()
+            .filter(|peer| peer.id != self.inner.id)
+            .filter_map(Peer::endpoint_addr)
+            .map(|addr| (addr.id, addr))
+            .collect();
+        for gone in self.inner.admission.replace(&admitted) {
+            live.addresses.remove_endpoint_info(gone);
+            live.connections.remove(&gone).await;
+        }
+        let count = admitted.len();
+        for addr in admitted.into_values() {
+            live.addresses.set_endpoint_info(addr);
+        }
+        Ok(count)
+    }
+
+    /// Keeps `bytes` on disk and serves them from the label's reveal on.
+    ///
+    /// # Errors
+    /// If the store cannot write, or the transport is shut down.
+    pub async fn publish(&self, bytes: Bytes, label: Label) -> Result<Hash, TransportError> {
+        Ok(self.live()?.store.publish(bytes, label).await?)
+    }
+
+    /// Forgets all rounds before `round`. Answers how many labels went.
+    ///
+    /// # Errors
+    /// If the store cannot write, or the transport is shut down.
+    pub async fn forget_before(&self, round: Round) -> Result<u64, TransportError> {
+        Ok(self.live()?.store.forget_before(round).await?)
+    }
+
+    /// The size of a blob that is here and whole.
+    ///
+    /// # Errors
+    /// If the transport is shut down.
+    pub async fn local_size(&self, hash: Hash) -> Result<Option<u64>, TransportError> {
+        Ok(self.live()?.store.size(hash).await?)
+    }
+
+    /// Whether endpoint and store still work.
+    pub async fn is_healthy(&self) -> bool {
+        let Ok(live) = self.live() else { return false };
+        !live.router.is_shutdown()
+            && !live.endpoint.is_closed()
+            && timeout(HEALTH_TIMEOUT, live.store.is_alive()).await.unwrap_or(false)
+    }
+
+    /// Ends all fetches, closes the connections, then the store. Takes at most six seconds; a second call does nothing.
+    pub async fn shutdown(&self) {
+        self.inner.closing.send_replace(true);
+        let live = self.inner.live.write().expect("no holder of this lock panics").take();
+        if let Some(live) = live {
+            live.close().await;
+        }
+    }
+
+    pub(super) fn live(&self) -> Result<Arc<Live>, TransportError> {
+        self.inner.live.read().expect("no holder of this lock panics").clone().ok_or(TransportError::Closed)
+    }
+
+    pub(super) fn limits(&self) -> &FetchLimits {
+        &self.inner.limits
+    }
+
+    pub(super) fn fetch_turns(&self) -> &Semaphore {
+        &self.inner.fetch_turns
+    }
+
+    /// Returns when the transport is shut down.
+    pub(super) async fn closing(&self) {
+        // The sender lives as long as this handle, so waiting cannot fail.
+        self.inner.closing.subscribe().wait_for(|closing| *closing).await.ok();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let live = self.live.write().ok().and_then(|mut live| live.take());
+        if let Some(live) = live {
+            self.runtime.spawn(live.close());
+        }
+    }
+}
+
+/// The place where a node's transport stays while its actor comes and goes. Owned by the supervisor.
+pub struct TransportSlot {
+    gate: Arc<Gate>,
+    stats: Arc<Stats>,
+    content: Mutex<SlotContent>,
+}
+
+struct SlotContent {
+    /// The address becomes the one that was bound, so that the next transport gets the same port.
+    config: TransportConfig,
+    transport: Option<Transport>,
+}
+
+impl TransportSlot {
+    /// An empty slot: the transport is opened when it is first acquired.
+    #[must_use]
+    pub fn new(config: TransportConfig) -> Self {
+        Self {
+            gate: Arc::new(Gate::default()),
+            stats: Arc::new(Stats::default()),
+            content: Mutex::new(SlotContent { config, transport: None }),
+        }
+    }
+
+    /// The transport, as it was if it is healthy, else opened anew on the port it had. Counts and the head go on in both cases;
+    /// after an opening the caller must admit its peers again.
+    ///
+    /// # Errors
+    /// As [`Transport::open`].
+    pub async fn acquire(&self) -> Result<Transport, TransportError> {
+        let mut content = self.content.lock().await;
+        if let Some(transport) = content.transport.clone() {
+            if transport.is_healthy().await {
+                return Ok(transport);
+            }
+            tracing::warn!("the transport does not answer and is opened anew");
+            transport.shutdown().await;
+            content.transport = None;
+        }
+        let transport = Transport::open_with(content.config.clone(), self.gate.clone(), self.stats.clone()).await?;
+        content.config.bind = transport.address();
+        Ok(content.transport.insert(transport).clone())
+    }
+
+    /// What has passed, over all transports that were in this slot.
+    #[must_use]
+    pub fn stats(&self) -> &Arc<Stats> {
+        &self.stats
+    }
+
+    /// Shuts the transport down, if there is one.
+    pub async fn close(&self) {
+        if let Some(transport) = self.content.lock().await.transport.take() {
+            transport.shutdown().await;
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! What all nodes must agree on: gather, votes, decision, outer step, boundary.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use convoke::manifest::{Entry, Manifest};
+use convoke::payload::Payload;
+use convoke::round::{Ballot, Phase, ballot};
+use convoke::terms::{Block, BlockHash, EndpointId, ManifestHash, Round};
+
+use super::board::{Ground, Update};
+use super::claims::Registry;
+use super::{Beside, Desk, Trouble};
+use crate::chain_writer;
+use crate::compressor::{self, Decision, Refused};
+use crate::gauntlet::{self, Gathered};
+use crate::gpu_worker;
+use crate::leaf::{AskError, Leaf, ask};
+use crate::peer_sync::{self, Kind, Reveal, SizeRule, Wanted};
+
+impl Desk {
+    pub fn gather(&self, round: Round, ground: Option<Ground>) {
+        let desk = self.clone();
+        self.run(round, Beside::Phase(Phase::Gathering), async move {
+            let ground = ground.ok_or_else(no_ground)?;
+            let within = desk.within(Phase::Gathering, round);
+            let registry = desk.registry(desk.parts.schedule.sealed_by(round)).await?;
+            desk.admit(&registry);
+            let gathered = desk.fetch_and_check(round, &ground, &registry, registry.claims(round), within).await?;
+            Ok(Update::Gathered { round, gathered: Arc::new(gathered) })
+        });
+    }
+
+    async fn fetch_and_check(
+        &self,
+        round: Round,
+        ground: &Ground,
+        registry: &Registry,
+        claims: Vec<gauntlet::Claim>,
+        within: Duration,
+    ) -> Result<Gathered, Trouble> {
+        let validators: Vec<EndpointId> =
+            registry.voters(round).iter().filter_map(|(voter, _)| registry.endpoint(&voter.hotkey)).collect();
+        // Nobody is asked for more than a payload of this run can have.
+        let bytes_max = convoke::payload::len(&self.parts.layout, &self.parts.config.run.sparse) as u64;
+        let wanted = claims.iter().filter(|claim| claim.seal.payload_bytes <= bytes_max).map(|claim| Wanted {
+            hash: claim.seal.payload.0,
+            size: SizeRule::Exactly(claim.seal.payload_bytes),
+            kind: Kind::Payload,
+            holders: std::iter::once(claim.endpoint).chain(validators.iter().copied()).collect(),
+        });
+        let wanted: Vec<Wanted> = wanted.collect();
+        // The answer needs a little longer than the fetches it waits for.
+        let question = |port| peer_sync::Msg::Gather { round, wanted, within, port };
+        let delivered = ask(Leaf::PeerSync, &self.leaves.peer_sync, within + GRACE, question).await?;
+        let seed = self.hash_of(self.parts.schedule.seed_block(round)).await?;
+        let registered = registry.metagraph.neurons.iter().map(|neuron| neuron.hotkey).collect();
+        let theta = Arc::clone(&ground.theta);
+        let request = gauntlet::CheckRequest { round, seed, base: ground.digest, theta, claims, delivered, registered };
+        let question = |port| gauntlet::Msg::Check(request, port);
+        Ok(ask(Leaf::Gauntlet, &self.leaves.gauntlet, within + GRACE, question).await?)
+    }
+
+    /// From now on those in the registry, and nobody else, may connect.
+    fn admit(&self, registry: &Registry) {
+        let members = registry.metagraph.neurons.iter().filter_map(|neuron| registry.endpoint(&neuron.hotkey));
+        drop(self.leaves.peer_sync.cast(peer_sync::Msg::Admit(members.collect())));
+    }
+
+    pub fn vote(
+        &self,
+        round: Round,
+        block: Block,
+        ground: Option<Ground>,
+        gathered: Option<Arc<Gathered>>,
+        refused: BTreeSet<ManifestHash>,
+    ) {
+        let desk = self.clone();
+        self.run(round, Beside::Vote, async move {
+            let (ground, gathered) = (ground.ok_or_else(no_ground)?, gathered.ok_or_else(no_ground)?);
+            let registry = desk.registry(block).await?;
+            let voters: Vec<_> = registry.voters(round).into_iter().map(|(voter, _)| voter).collect();
+            let me = desk.parts.keypair.hotkey();
+            match ballot(&desk.parts.schedule, round, block, &voters, &me, &refused) {
+                Ballot::Keep => Ok(Update::Voted { round, refused: None }),
+                Ballot::Propose => desk.propose(round, &ground, gathered).await,
+                Ballot::Endorse { proposer, manifest } => {
+                    let holders = registry.endpoint(&proposer).into_iter().collect();
+                    desk.endorse(round, &ground, &gathered, manifest, holders).await
+                }
+            }
+        });
+    }
+
+    async fn propose(&self, round: Round, ground: &Ground, gathered: Arc<Gathered>) -> Result<Update, Trouble> {
+        let within = self.within(Phase::AwaitingManifest, round);
+        let seed = self.hash_of(self.parts.schedule.seed_block(round)).await?;
+        let request = gauntlet::ProposeRequest { round, base: ground.digest, prev: ground.prev, gathered, seed };
+        let question = |port| gauntlet::Msg::Propose(request, port);
+        // Without a contribution there is nothing to propose, and the round is null.
+        let Some(manifest) = ask(Leaf::Gauntlet, &self.leaves.gauntlet, within, question).await? else {
+            return Ok(Update::Voted { round, refused: None });
+        };
+        self.publish_and_vote(round, &manifest, within).await
+    }
+
+    async fn endorse(
+        &self,
+        round: Round,
+        ground: &Ground,
+        gathered: &Gathered,
+        hash: ManifestHash,
+        holders: Vec<EndpointId>,
+    ) -> Result<Update, Trouble> {
+        let within = self.within(Phase::AwaitingManifest, round);
+        let manifest = self.fetch_manifest(round, hash, holders, within).await?;
+        let vouched = manifest.round == round
+            && manifest.base == ground.digest
+            && manifest.prev == ground.prev
+            && manifest.entries.iter().all(|entry| gathered.find(entry).is_some());
+        if !vouched {
+            return Ok(Update::Voted { round, refused: Some(hash) });
+        }
+        self.publish_and_vote(round, &manifest, within).await
+    }
+
+    async fn publish_and_vote(&self, round: Round, manifest: &Manifest, within: Duration) -> Result<Update, Trouble> {
+        let bytes: Arc<[u8]> = manifest.encode().into();
+        let reveal = Reveal::Always;
+        let question = |port| peer_sync::Msg::Publish { round, kind: Kind::Manifest, bytes, reveal, port };
+        ask(Leaf::PeerSync, &self.leaves.peer_sync, within, question).await?.map_err(Trouble::Outside)?;
+        let (manifest, until) = (manifest.hash(), self.parts.schedule.manifest_at(round));
+        let question = |port| chain_writer::Msg::Vote(round, manifest, until, port);
+        let voted = ask(Leaf::ChainWriter, &self.leaves.chain_writer, within, question).await?;
+        voted.map_err(Trouble::Outside)?;
+        Ok(Update::Voted { round, refused: None })
+    }
+
+    async fn fetch_manifest(
+        &self,
+        round: Round,
+        hash: ManifestHash,
+        holders: Vec<EndpointId>,
+        within: Duration,
+    ) -> Result<Manifest, Trouble> {
+        let contributors_max = self.parts.config.run.gauntlet.contributors_max;
+        let size = SizeRule::AtMost(convoke::manifest::len_max(contributors_max) as u64);
+        let wanted = vec![Wanted { hash: hash.0, size, kind: Kind::Manifest, holders }];
+        let bytes = self.fetch(round, wanted, within).await?.into_iter().next();
+        let bytes = bytes.ok_or_else(|| Trouble::Outside("no holder has the manifest".to_owned()))?;
+        Manifest::parse(&bytes, contributors_max)
+            .map_err(|error| Trouble::Outside(format!("the manifest is unusable: {error}")))
+    }
+
+    /// All of the wanted, or trouble.
+    async fn fetch(&self, round: Round, wanted: Vec<Wanted>, within: Duration) -> Result<Vec<Arc<[u8]>>, Trouble> {
+        let question = |port| peer_sync::Msg::Gather { round, wanted, within, port };
+        let fetched = ask(Leaf::PeerSync, &self.leaves.peer_sync, within + GRACE, question).await?;
+        fetched.into_iter().map(|(_, result)| result.map_err(Trouble::Outside)).collect()
+    }
+
+    pub fn decide(&self, round: Round, ground: Option<Ground>, gathered: Option<Arc<Gathered>>) {
+        let desk = self.clone();
+        self.run(round, Beside::Phase(Phase::Deciding), async move {
+            let ground = ground.ok_or_else(no_ground)?;
+            let within = desk.within(Phase::Deciding, round);
+            let registry = desk.registry(desk.parts.schedule.manifest_at(round)).await?;
+            desk.admit(&registry);
+            let voters = registry.voters(round);
+            let total = voters.iter().map(|(_, stake)| stake.0).fold(0, u64::saturating_add);
+            let votes: Vec<_> =
+                voters.iter().filter_map(|(voter, stake)| Some((voter.hotkey, *stake, voter.vote?))).collect();
+            let Some(hash) = convoke::manifest::decide(&votes, convoke::terms::Stake(total)) else {
+                return Ok(Update::Decided { round, decision: None, uids: vec![], seed: BlockHash::default() });
+            };
+            let endorsers: Vec<EndpointId> = votes
+                .iter()
+                .filter(|(_, _, vote)| *vote == hash)
+                .filter_map(|(hotkey, _, _)| registry.endpoint(hotkey))
+                .collect();
+            let manifest = desk.fetch_manifest(round, hash, endorsers.clone(), within).await?;
+            if manifest.base != ground.digest {
+                return Err(Trouble::OffDigest { agreed: manifest.base, own: ground.digest });
+            }
+            let payloads = desk.payloads_of(round, &manifest, &registry, gathered.as_deref(), &endorsers).await?;
+            let uids = manifest.entries.iter().map(|entry| entry.uid).collect();
+            let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
+            Ok(Update::Decided { round, decision: Some(Decision { manifest: hash, payloads }), uids, seed })
+        });
+    }
+
+    /// Every payload of a manifest, from what was gathered or from any holder.
+    async fn payloads_of(
+        &self,
+        round: Round,
+        manifest: &Manifest,
+        registry: &Registry,
+        gathered: Option<&Gathered>,
+        endorsers: &[EndpointId],
+    ) -> Result<Vec<Arc<Payload>>, Trouble> {
+        let held =
+            |entry: &Entry| gathered.and_then(|gathered| gathered.find(entry)).map(|found| Arc::clone(&found.payload));
+        let missing: Vec<&Entry> = manifest.entries.iter().filter(|entry| held(entry).is_none()).collect();
+        let wanted = missing.iter().map(|entry| Wanted {
+            hash: entry.payload.0,
+            size: SizeRule::Exactly(entry.payload_bytes),
+            kind: Kind::Payload,
+            holders: registry.endpoint(&entry.hotkey).into_iter().chain(endorsers.iter().copied()).collect(),
+        });
+        let bytes = self.fetch(round, wanted.collect(), self.within(Phase::Deciding, round)).await?;
+        let parts = Arc::clone(&self.parts);
+        let parse = move || -> Result<Vec<Arc<Payload>>, String> {
+            let parse = |bytes| Payload::parse(bytes, &parts.layout, &parts.config.run.sparse).map(Arc::new);
+            bytes.into_iter().map(|bytes| parse(bytes).map_err(|error| error.to_string())).collect()
+        };
+        let parsed = tokio::task::spawn_blocking(parse).await.map_err(|error| Trouble::Outside(error.to_string()))?;
+        let mut fetched = parsed.map_err(Trouble::Outside)?.into_iter();
+        Ok(manifest.entries.iter().filter_map(|entry| held(entry).or_else(|| fetched.next())).collect())
+    }
+
+    pub fn outer_step(&self, round: Round, decision: Option<Decision>) {
+        let desk = self.clone();
+        let phase = if decision.is_some() { Phase::OuterStep } else { Phase::NullRound };
+        self.run(round, Beside::Phase(phase), async move {
+            let within = desk.within(phase, round);
+            let manifest = decision.as_ref().map(|decision| decision.manifest);
+            let question = |port| compressor::Msg::Step(round, decision, port);
+            let stepped = match ask(Leaf::Compressor, &desk.leaves.compressor, within, question).await? {
+                Ok(stepped) => stepped,
+                Err(refused @ Refused::OtherRound { .. }) => return Err(Trouble::Displaced(refused.to_string())),
+                Err(refused) => return Err(Trouble::Outside(refused.to_string())),
+            };
+            let heldout_loss = match desk.load(round.next(), &stepped.theta, false, within).await {
+                Ok(loss) => loss,
+                // θ has moved: the machine must not ask for this step again, but find its place.
+                Err(trouble) => return Err(displaced(trouble, &desk)),
+            };
+            Ok(Update::Stepped { round, manifest, stepped, heldout_loss })
+        });
+    }
+
+    /// Every actor writes its section; the boundary counts once all are there.
+    pub fn save(&self, round: Round) {
+        let desk = self.clone();
+        self.run(round, Beside::Phase(Phase::Saving), async move {
+            let within = desk.within(Phase::Saving, round);
+            let worker = |port| gpu_worker::Msg::Save { round, port };
+            ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, worker).await?.map_err(Trouble::Displaced)?;
+            let compressor = |port| compressor::Msg::Save(round, port);
+            match ask(Leaf::Compressor, &desk.leaves.compressor, within, compressor).await? {
+                Ok(()) => {}
+                Err(refused @ Refused::OtherRound { .. }) => return Err(Trouble::Displaced(refused.to_string())),
+                Err(refused) => return Err(Trouble::Outside(refused.to_string())),
+            }
+            let gauntlet = |port| gauntlet::Msg::Save(round, port);
+            ask(Leaf::Gauntlet, &desk.leaves.gauntlet, within, gauntlet).await?.map_err(Trouble::Outside)?;
+            let parts = Arc::clone(&desk.parts);
+            let sections = [compressor::SECTION, gpu_worker::SECTION, gauntlet::SECTION];
+            let complete = tokio::task::spawn_blocking(move || parts.store.complete(round, &sections));
+            let completed = complete.await.map_err(|error| Trouble::Outside(error.to_string()))?;
+            completed.map_err(|error| Trouble::Outside(error.to_string()))?;
+            Ok(Update::Saved { round })
+        });
+    }
+}
+
+/// PeerSync answers at its deadline with what it has; this is for the answer itself.
+const GRACE: Duration = Duration::from_secs(1);
+
+fn no_ground() -> Trouble {
+    Trouble::Outside("the node does not stand on a round yet".to_owned())
+}
+
+/// A worker that died after the outer step is asked to load the new θ by the procedure that finds the node's place.
+fn displaced(trouble: Trouble, desk: &Desk) -> Trouble {
+    if let Trouble::Leaf(AskError::Hung(leaf, deadline)) = &trouble {
+        desk.report_hung(*leaf, *deadline);
+    }
+    Trouble::Displaced(trouble.to_string())
+}

@@ -1,0 +1,244 @@
+//! The round's board: what procedures have brought, for the procedures that come after them.
+//!
+//! The machine in `convoke::round` decides what comes next; the board holds what it is done with.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use convoke::payload::Payload;
+use convoke::round::{Done, Event, Phase};
+use convoke::terms::{Block, BlockHash, Digest, ManifestHash, PayloadHash, Round, Uid, Weight};
+
+use crate::compressor::{Compressed, Decision, Position, Stepped, Theta};
+use crate::gauntlet::{Gathered, Standings};
+use crate::gpu_worker::Trained;
+use crate::journal::{Journal, Spent};
+use crate::status::SealReport;
+
+/// What a round stands on.
+#[derive(Debug, Clone)]
+pub struct Ground {
+    pub theta: Theta,
+    pub digest: Digest,
+    pub prev: ManifestHash,
+}
+
+/// What the inner steps have made.
+pub type Training = Trained;
+
+/// What a procedure brings back.
+#[derive(Debug)]
+pub enum Update {
+    Started { position: Position, heldout_loss: f64 },
+    Trained { round: Round, trained: Trained },
+    Compressed { round: Round, compressed: Compressed },
+    Sealed { round: Round, block: Block, payload: Arc<Payload> },
+    Gathered { round: Round, gathered: Arc<Gathered> },
+    Voted { round: Round, refused: Option<ManifestHash> },
+    Decided { round: Round, decision: Option<Decision>, uids: Vec<Uid>, seed: BlockHash },
+    Stepped { round: Round, manifest: Option<ManifestHash>, stepped: Stepped, heldout_loss: f64 },
+    Saved { round: Round },
+    Evaluated { round: Round, standings: Standings },
+    WeightsSet { round: Round, block: Block, weights: Vec<(Uid, Weight)> },
+    Nothing,
+}
+
+/// The board.
+pub struct Board {
+    ground: Option<Ground>,
+    training: Option<Training>,
+    payload: Option<Arc<Payload>>,
+    ratio: f64,
+    sealed: Option<PayloadHash>,
+    gathered: Option<Arc<Gathered>>,
+    decision: Option<Decision>,
+    decided_uids: Vec<Uid>,
+    seed: BlockHash,
+    refused: BTreeSet<ManifestHash>,
+    stop: Arc<AtomicBool>,
+    spent: Spent,
+    phase: Phase,
+    phase_since: Instant,
+}
+
+impl Default for Board {
+    fn default() -> Self {
+        Self {
+            ground: None,
+            training: None,
+            payload: None,
+            ratio: 0.0,
+            sealed: None,
+            gathered: None,
+            decision: None,
+            decided_uids: Vec::new(),
+            seed: BlockHash::default(),
+            refused: BTreeSet::new(),
+            stop: Arc::default(),
+            spent: Spent::default(),
+            phase: Phase::Starting,
+            phase_since: Instant::now(),
+        }
+    }
+}
+
+impl Board {
+    pub fn ground(&self) -> Option<Ground> {
+        self.ground.clone()
+    }
+
+    pub fn training(&self) -> Option<Training> {
+        self.training.clone()
+    }
+
+    pub fn own_payload(&self) -> Option<Arc<Payload>> {
+        self.payload.clone()
+    }
+
+    pub fn gathered(&self) -> Option<Arc<Gathered>> {
+        self.gathered.clone()
+    }
+
+    pub fn decision(&self) -> Option<Decision> {
+        self.decision.clone()
+    }
+
+    /// Whether the own payload of the round is on chain.
+    pub fn is_sealed(&self) -> bool {
+        self.sealed.is_some()
+    }
+
+    pub fn refused(&self) -> BTreeSet<ManifestHash> {
+        self.refused.clone()
+    }
+
+    /// A fresh order to stop, which does not reach inner steps that were begun before.
+    pub fn begin_inner_steps(&mut self) -> Arc<AtomicBool> {
+        self.stop = Arc::default();
+        Arc::clone(&self.stop)
+    }
+
+    pub fn stop_inner_steps(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Books the time of the phase that ends.
+    pub fn phase_entered(&mut self, phase: Phase) {
+        let elapsed = self.phase_since.elapsed();
+        match self.phase {
+            Phase::InnerSteps | Phase::Compressing | Phase::OuterStep | Phase::NullRound | Phase::Saving => {
+                self.spent.computing += elapsed;
+            }
+            Phase::Sealing | Phase::Gathering | Phase::Deciding => self.spent.communicating += elapsed,
+            Phase::Starting | Phase::Ready | Phase::AwaitingReveal | Phase::AwaitingManifest => {
+                self.spent.waiting += elapsed;
+            }
+        }
+        (self.phase, self.phase_since) = (phase, Instant::now());
+    }
+
+    /// Keeps what came, tells operators, and says what it means to the machine.
+    pub fn take(&mut self, update: Update, at: Round, journal: &Journal) -> Option<Event> {
+        match update {
+            Update::Started { position, heldout_loss } => Some(self.started(position, heldout_loss, journal)),
+            // What belongs to a round that is over has no place on the board any more.
+            Update::Trained { round, .. }
+            | Update::Compressed { round, .. }
+            | Update::Sealed { round, .. }
+            | Update::Gathered { round, .. }
+            | Update::Voted { round, .. }
+            | Update::Decided { round, .. }
+            | Update::Stepped { round, .. }
+                if round != at =>
+            {
+                None
+            }
+            Update::Trained { round, trained } => Some(self.trained(round, trained, journal)),
+            Update::Compressed { round, compressed } => Some(self.compressed(round, &compressed, journal)),
+            Update::Sealed { round, block, payload } => Some(self.sealed(round, block, &payload, journal)),
+            Update::Gathered { round, gathered } => {
+                journal.gathered(round, &gathered);
+                self.gathered = Some(gathered);
+                Some(Event::Done(round, Done::Gathered))
+            }
+            Update::Voted { round, refused } => {
+                self.refused.extend(refused);
+                Some(Event::VoteEnded(round))
+            }
+            Update::Decided { round, decision, uids, seed } => {
+                let manifest = decision.as_ref().map(|decision| decision.manifest);
+                if let Some(manifest) = manifest {
+                    journal.decided(round, manifest, uids.clone());
+                }
+                (self.decision, self.decided_uids, self.seed) = (decision, uids, seed);
+                Some(Event::Done(round, Done::Decided(manifest)))
+            }
+            Update::Stepped { round, manifest, stepped, heldout_loss } => {
+                Some(self.stepped(round, manifest, stepped, heldout_loss, journal))
+            }
+            Update::Saved { round } => Some(Event::Done(round, Done::Saved)),
+            Update::Evaluated { round, standings } => {
+                journal.rated(&standings);
+                Some(Event::Evaluated(round))
+            }
+            Update::WeightsSet { round, block, weights } => {
+                journal.weights_set(round, &weights, block);
+                None
+            }
+            Update::Nothing => None,
+        }
+    }
+
+    fn started(&mut self, position: Position, heldout_loss: f64, journal: &Journal) -> Event {
+        let Position { round, theta, digest, prev, pending } = position;
+        journal.standing_at(round, heldout_loss);
+        let payload_held = pending.is_some();
+        *self = Self { ground: Some(Ground { theta, digest, prev }), payload: pending, ..Self::default() };
+        Event::Started(round, payload_held)
+    }
+
+    fn trained(&mut self, round: Round, trained: Trained, journal: &Journal) -> Event {
+        journal.trained(round, trained.steps, trained.tokens, trained.loss, trained.seconds);
+        let steps = trained.steps;
+        self.training = Some(trained);
+        Event::Done(round, Done::InnerSteps(steps))
+    }
+
+    fn compressed(&mut self, round: Round, compressed: &Compressed, journal: &Journal) -> Event {
+        journal.compressed(compressed);
+        self.ratio = compressed.ratio;
+        self.payload = Some(Arc::clone(&compressed.payload));
+        Event::Done(round, Done::Compressed)
+    }
+
+    fn sealed(&mut self, round: Round, block: Block, payload: &Payload, journal: &Journal) -> Event {
+        let seal = SealReport { payload: payload.hash(), bytes: payload.bytes().len() as u64, ratio: self.ratio };
+        journal.sealed(round, seal, payload.header().inner_steps, block);
+        self.sealed = Some(seal.payload);
+        Event::Done(round, Done::Sealed)
+    }
+
+    /// The round is over: what the next one stands on takes the board.
+    fn stepped(
+        &mut self,
+        round: Round,
+        manifest: Option<ManifestHash>,
+        stepped: Stepped,
+        heldout_loss: f64,
+        journal: &Journal,
+    ) -> Event {
+        match manifest {
+            Some(_) => journal.outer_step(round, &stepped, &self.decided_uids, heldout_loss, self.seed),
+            None => journal.null_round(round),
+        }
+        self.phase_entered(self.phase);
+        journal.round_ended(round, self.sealed.map(|_| stepped.applied), self.spent);
+        let prev = manifest.or(self.ground.as_ref().map(|ground| ground.prev)).unwrap_or_default();
+        let ground = Ground { theta: stepped.theta, digest: stepped.digest, prev };
+        let (phase, phase_since) = (self.phase, self.phase_since);
+        *self = Self { ground: Some(ground), phase, phase_since, ..Self::default() };
+        Event::Done(round, Done::Stepped)
+    }
+}

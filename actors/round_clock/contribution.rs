@@ -1,0 +1,120 @@
+//! The own contribution of a round: inner steps, payload, seal.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use convoke::chain::commitment::Seal;
+use convoke::payload::Payload;
+use convoke::round::Phase;
+use convoke::terms::{Round, Uid};
+
+use super::board::{Ground, Training, Update};
+use super::{Beside, Desk, Trouble, deadline};
+use crate::chain_writer;
+use crate::compressor::{self, Contribution, Refused};
+use crate::gpu_worker;
+use crate::leaf::{Leaf, ask};
+use crate::peer_sync;
+
+impl Desk {
+    /// How long the questions of a phase may take from the present head on.
+    pub fn within(&self, phase: Phase, round: Round) -> std::time::Duration {
+        let head = self.parts.chain.heads().borrow().best.number;
+        deadline::within(&self.parts.schedule, phase, round, head, self.parts.chain.block_time())
+    }
+
+    /// Finds out where the node stands and puts θ on the device.
+    pub fn start(&self, round: Round) {
+        let desk = self.clone();
+        self.run(round, Beside::Phase(Phase::Starting), async move {
+            let within = desk.within(Phase::Starting, round).max(STARTING);
+            let position = ask(Leaf::Compressor, &desk.leaves.compressor, within, compressor::Msg::Position).await?;
+            let heldout_loss = desk.load(position.round, &position.theta, position.pending.is_some(), within).await?;
+            Ok(Update::Started { position, heldout_loss })
+        });
+    }
+
+    pub async fn load(
+        &self,
+        round: Round,
+        theta: &compressor::Theta,
+        adopt_pending: bool,
+        within: std::time::Duration,
+    ) -> Result<f64, Trouble> {
+        let theta = Arc::clone(theta);
+        let question = |port| gpu_worker::Msg::Load { round, theta, adopt_pending, port };
+        Ok(ask(Leaf::GpuWorker, &self.leaves.gpu_worker, within, question).await?)
+    }
+
+    pub fn inner_steps(&self, round: Round, stop: Arc<AtomicBool>) {
+        let desk = self.clone();
+        self.run(round, Beside::Phase(Phase::InnerSteps), async move {
+            let within = desk.within(Phase::InnerSteps, round);
+            let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
+            let question = |port| gpu_worker::Msg::InnerSteps { round, seed, stop, port };
+            let trained = ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, question).await?;
+            Ok(Update::Trained { round, trained: trained.map_err(Trouble::Displaced)? })
+        });
+    }
+
+    pub fn compress(&self, round: Round, training: Option<Training>) {
+        let desk = self.clone();
+        self.run(round, Beside::Phase(Phase::Compressing), async move {
+            let Some(training) = training else {
+                return Err(Trouble::Outside("there is no pseudo-gradient to compress".to_owned()));
+            };
+            let within = desk.within(Phase::Compressing, round);
+            let uid = desk.own_uid().await?;
+            let contribution = Contribution { round, uid, inner_steps: training.steps, delta: training.delta };
+            let question = |port| compressor::Msg::Compress(contribution, port);
+            match ask(Leaf::Compressor, &desk.leaves.compressor, within, question).await? {
+                Ok(compressed) => Ok(Update::Compressed { round, compressed }),
+                Err(refused @ Refused::OtherRound { .. }) => Err(Trouble::Displaced(refused.to_string())),
+                Err(refused) => Err(Trouble::Outside(refused.to_string())),
+            }
+        });
+    }
+
+    /// Keeps the payload for those who will ask, then commits to it on chain.
+    pub fn seal(&self, round: Round, payload: Option<Arc<Payload>>, ground: Option<Ground>) {
+        let desk = self.clone();
+        self.run(round, Beside::Phase(Phase::Sealing), async move {
+            let (Some(payload), Some(ground)) = (payload, ground) else {
+                return Err(Trouble::Outside("there is no payload to seal".to_owned()));
+            };
+            let within = desk.within(Phase::Sealing, round);
+            let reveal = peer_sync::Reveal::At(desk.parts.schedule.reveal(round));
+            let bytes = Arc::clone(payload.bytes());
+            let question =
+                |port| peer_sync::Msg::Publish { round, kind: peer_sync::Kind::Payload, bytes, reveal, port };
+            let published = ask(Leaf::PeerSync, &desk.leaves.peer_sync, within, question).await?;
+            published.map_err(Trouble::Outside)?;
+            let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
+            let hotkey = desk.parts.keypair.hotkey();
+            let chunks = desk.parts.config.run.gauntlet.holding_chunks;
+            let seal = Seal {
+                round,
+                payload: payload.hash(),
+                payload_bytes: payload.bytes().len() as u64,
+                base: ground.digest,
+                holding: convoke::digest::holding_proof(&ground.theta, &seed, &hotkey, chunks),
+            };
+            let until = desk.parts.schedule.sealed_by(round);
+            let question = |port| chain_writer::Msg::Seal(seal, until, port);
+            let block = ask(Leaf::ChainWriter, &desk.leaves.chain_writer, within, question).await?;
+            Ok(Update::Sealed { round, block: block.map_err(Trouble::Outside)?, payload })
+        });
+    }
+
+    /// The own slot at this moment.
+    async fn own_uid(&self) -> Result<Uid, Trouble> {
+        let head = self.parts.chain.heads().borrow().best.number;
+        let outside = |error: crate::chain::ChainError| Trouble::Outside(error.to_string());
+        let metagraph = self.parts.chain.metagraph(head).await.map_err(outside)?;
+        let neuron = metagraph.by_hotkey(&self.parts.keypair.hotkey());
+        neuron.map(|neuron| neuron.uid).ok_or_else(|| Trouble::Outside("this hotkey is not registered".to_owned()))
+    }
+}
+
+/// The first load compiles kernels on some devices and opens files on all.
+const STARTING: std::time::Duration = std::time::Duration::from_secs(60);

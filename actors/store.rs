@@ -1,0 +1,312 @@
+//! Round-boundary state on disk, crash-safe: what every actor is rebuilt from.
+//!
+//! ```text
+//! state/
+//!   run                       the run this state belongs to
+//!   round-000000000012/       θ₁₂ and everything that goes with it
+//!     compressor              one section an actor: 8 bytes magic · BLAKE3 of the content · content
+//!     gpu-worker
+//!     gauntlet
+//!     complete                written last: the names of the sections and the hashes of their contents
+//! ```
+//! Each actor writes its own section; the round counts once `complete` is there, which RoundClock writes last. A file is
+//! written beside its place, flushed, and renamed, so a cut-off write leaves the round before it untouched. The newest
+//! two complete rounds are kept.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use convoke::terms::{Round, RunId};
+
+const MAGIC: &[u8; 8] = b"CVKSTAT1";
+const HASH_LEN: usize = 32;
+const COMPLETE: &str = "complete";
+/// The round before the newest is what a torn newest one falls back to.
+const ROUNDS_KEPT: usize = 2;
+
+/// Why state cannot be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The operating system refused.
+    #[error("cannot use the state directory {path}: check that it exists, is writable and has space")]
+    Io {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The directory belongs to another run.
+    #[error(
+        "{path} holds the state of run {found}, this is run {expected}: choose another --data-dir or the old config"
+    )]
+    OtherRun {
+        /// The directory.
+        path: PathBuf,
+        /// The run whose state it holds.
+        found: String,
+        /// The run that was asked for.
+        expected: RunId,
+    },
+    /// A section that is torn or altered.
+    #[error("{path} is damaged")]
+    Damaged {
+        /// Which file.
+        path: PathBuf,
+    },
+}
+
+/// A node's state directory.
+#[derive(Debug)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// Opens the state directory of a run, or makes it.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the directory cannot be used, [`StoreError::OtherRun`] when it is another run's.
+    pub fn open(dir: &Path, run_id: RunId) -> Result<Self, StoreError> {
+        fs::create_dir_all(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+        let store = Self { dir: dir.to_owned() };
+        let run_file = dir.join("run");
+        match fs::read_to_string(&run_file) {
+            Ok(found) if found.trim() == run_id.to_string() => {}
+            Ok(found) => {
+                return Err(StoreError::OtherRun {
+                    path: dir.to_owned(),
+                    found: found.trim().chars().take(8).collect(),
+                    expected: run_id,
+                });
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                write_atomically(&run_file, &[run_id.to_string().as_bytes()])?;
+            }
+            Err(source) => return Err(StoreError::Io { path: run_file, source }),
+        }
+        Ok(store)
+    }
+
+    /// Writes one actor's section of a round.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: the round cannot be completed; the one before it stays.
+    pub fn write(&self, round: Round, section: &str, content: &[u8]) -> Result<(), StoreError> {
+        let dir = self.round_dir(round);
+        fs::create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
+        write_file(&dir.join(section), content)
+    }
+
+    /// Makes a round count, once all its sections are written, and forgets the oldest.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] or [`StoreError::Damaged`]: the round does not count; the one before it stays.
+    pub fn complete(&self, round: Round, sections: &[&str]) -> Result<(), StoreError> {
+        let mut list = String::new();
+        for section in sections {
+            let path = self.round_dir(round).join(section);
+            let hash = hash_in_header(&path)?;
+            list.push_str(&format!("{section} {hash}\n"));
+        }
+        self.write(round, COMPLETE, list.as_bytes())?;
+        self.forget(round)
+    }
+
+    /// The newest round that is complete and undamaged, if any.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the directory cannot be read.
+    pub fn latest(&self) -> Result<Option<Round>, StoreError> {
+        let mut rounds = self.rounds()?;
+        rounds.sort_unstable();
+        Ok(rounds.into_iter().rev().find(|round| self.is_whole(*round)))
+    }
+
+    /// One actor's section of a round.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when it is not there, [`StoreError::Damaged`] when it is not what was written.
+    pub fn read(&self, round: Round, section: &str) -> Result<Vec<u8>, StoreError> {
+        read_file(&self.round_dir(round).join(section))
+    }
+
+    fn is_whole(&self, round: Round) -> bool {
+        let Ok(list) = self.read(round, COMPLETE) else {
+            return false;
+        };
+        String::from_utf8_lossy(&list).lines().all(|line| {
+            line.split_once(' ').is_some_and(|(section, hash)| {
+                self.read(round, section).is_ok_and(|content| blake3::hash(&content).to_hex().as_str() == hash)
+            })
+        })
+    }
+
+    fn forget(&self, newest: Round) -> Result<(), StoreError> {
+        let mut rounds = self.rounds()?;
+        rounds.sort_unstable();
+        rounds.retain(|round| *round <= newest);
+        let old = rounds.len().saturating_sub(ROUNDS_KEPT);
+        for round in &rounds[..old] {
+            let path = self.round_dir(*round);
+            fs::remove_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
+        }
+        Ok(())
+    }
+
+    fn rounds(&self) -> Result<Vec<Round>, StoreError> {
+        let failed = |source| StoreError::Io { path: self.dir.clone(), source };
+        let mut rounds = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let number = name.to_str().and_then(|name| name.strip_prefix("round-")).and_then(|text| text.parse().ok());
+            rounds.extend(number.map(Round));
+        }
+        Ok(rounds)
+    }
+
+    fn round_dir(&self, round: Round) -> PathBuf {
+        self.dir.join(format!("round-{:012}", round.0))
+    }
+}
+
+/// Writes a file with its hash in front, so that after a crash it is whole, or what it was before.
+///
+/// # Errors
+/// [`StoreError::Io`]: what was there before is still there.
+pub fn write_file(path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    write_atomically(path, &[MAGIC, blake3::hash(content).as_bytes(), content])
+}
+
+/// Reads what [`write_file`] wrote.
+///
+/// # Errors
+/// [`StoreError::Io`] when it is not there, [`StoreError::Damaged`] when it is not what was written.
+pub fn read_file(path: &Path) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = fs::read(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+    let header = MAGIC.len() + HASH_LEN;
+    let is_whole = bytes.len() >= header
+        && bytes[..MAGIC.len()] == MAGIC[..]
+        && blake3::hash(&bytes[header..]).as_bytes()[..] == bytes[MAGIC.len()..header];
+    if !is_whole {
+        return Err(StoreError::Damaged { path: path.to_owned() });
+    }
+    bytes.drain(..header);
+    Ok(bytes)
+}
+
+fn hash_in_header(path: &Path) -> Result<blake3::Hash, StoreError> {
+    let mut header = [0; 8 + HASH_LEN];
+    fs::File::open(path)
+        .and_then(|mut file| io::Read::read_exact(&mut file, &mut header))
+        .map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+    let mut hash = [0; HASH_LEN];
+    hash.copy_from_slice(&header[MAGIC.len()..]);
+    Ok(hash.into())
+}
+
+/// Writes a file so that after a crash either all of it is there or nothing new.
+fn write_atomically(path: &Path, parts: &[&[u8]]) -> Result<(), StoreError> {
+    let failed = |source| StoreError::Io { path: path.to_owned(), source };
+    let beside = path.with_extension("new");
+    let mut file = fs::File::create(&beside).map_err(failed)?;
+    for part in parts {
+        file.write_all(part).map_err(failed)?;
+    }
+    file.sync_all().map_err(failed)?;
+    drop(file);
+    fs::rename(&beside, path).map_err(failed)?;
+    let dir = path.parent().unwrap_or_else(|| Path::new("."));
+    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
+}
+
+/// Little-endian bytes of numbers, for a section.
+pub fn put_f32s(bytes: &mut Vec<u8>, numbers: &[f32]) {
+    bytes.reserve(numbers.len() * 4);
+    bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+}
+
+/// Takes `count` numbers off the front of a section.
+#[must_use]
+pub fn take_f32s(bytes: &mut &[u8], count: usize) -> Option<Vec<f32>> {
+    let (front, rest) = bytes.split_at_checked(count.checked_mul(4)?)?;
+    *bytes = rest;
+    Some(front.chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RUN: RunId = RunId([1; 32]);
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path(), RUN).unwrap();
+        (dir, store)
+    }
+
+    fn save(store: &Store, round: u64) {
+        store.write(Round(round), "a", format!("a of {round}").as_bytes()).unwrap();
+        store.write(Round(round), "b", b"b").unwrap();
+        store.complete(Round(round), &["a", "b"]).unwrap();
+    }
+
+    #[test]
+    fn the_newest_complete_round_is_found_and_two_are_kept() {
+        let (dir, store) = store();
+        assert_eq!(store.latest().unwrap(), None);
+        for round in 1..=3 {
+            save(&store, round);
+        }
+        assert_eq!(store.latest().unwrap(), Some(Round(3)));
+        assert_eq!(store.read(Round(3), "a").unwrap(), b"a of 3");
+        assert!(!dir.path().join("round-000000000001").exists());
+        assert!(dir.path().join("round-000000000002").exists());
+    }
+
+    #[test]
+    fn a_round_without_its_last_word_does_not_count() {
+        let (_dir, store) = store();
+        save(&store, 1);
+        store.write(Round(2), "a", b"half").unwrap();
+        assert_eq!(store.latest().unwrap(), Some(Round(1)));
+    }
+
+    #[test]
+    fn a_round_cut_off_or_altered_anywhere_falls_back_to_the_one_before() {
+        for file in ["a", "b", COMPLETE] {
+            let (dir, store) = store();
+            save(&store, 1);
+            save(&store, 2);
+            let path = dir.path().join("round-000000000002").join(file);
+            let whole = fs::read(&path).unwrap();
+            for cut in 0..whole.len() {
+                fs::write(&path, &whole[..cut]).unwrap();
+                assert_eq!(store.latest().unwrap(), Some(Round(1)), "{file} cut at {cut}");
+            }
+            let mut altered = whole.clone();
+            *altered.last_mut().unwrap() ^= 1;
+            fs::write(&path, &altered).unwrap();
+            assert_eq!(store.latest().unwrap(), Some(Round(1)), "{file} altered");
+        }
+    }
+
+    #[test]
+    fn state_of_another_run_is_refused() {
+        let (dir, _store) = store();
+        let refused = Store::open(dir.path(), RunId([2; 32]));
+        assert!(matches!(refused, Err(StoreError::OtherRun { .. })));
+    }
+
+    #[test]
+    fn numbers_survive_their_bytes() {
+        let mut bytes = Vec::new();
+        put_f32s(&mut bytes, &[1.5, -0.0, f32::MIN_POSITIVE]);
+        let mut rest = bytes.as_slice();
+        assert_eq!(take_f32s(&mut rest, 4), None);
+        let numbers = take_f32s(&mut rest, 3).unwrap();
+        assert_eq!(numbers.iter().map(|n| n.to_bits()).collect::<Vec<_>>(), [0x3fc0_0000, 0x8000_0000, 0x0080_0000]);
+        assert!(rest.is_empty());
+    }
+}

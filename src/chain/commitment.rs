@@ -1,0 +1,325 @@
+//! What Convoke writes into a hotkey's commitment: identity, seal, vote; one field each, always three fields.
+//!
+//! A commitment is overwritten as a whole, so every write carries all that is to stay: the identity, the latest seal, a
+//! validator's latest manifest or endorsement. An absent part is an empty field. Numbers are little-endian, lengths
+//! fixed, every field begins with its version: one content has one encoding (C-2), and a parser reads at most 113 bytes
+//! of each (C-3).
+//!
+//! The signature on chain proves that the hotkey names the endpoint; the signature inside the identity proves that the
+//! endpoint names the hotkey, without which anybody could claim another node's endpoint. Genesis and netuid in it
+//! stop its use on another chain, `seq` its use after a rotation.
+
+use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
+
+use crate::terms::{BlockHash, Digest, EndpointId, Hotkey, ManifestHash, PayloadHash, Round};
+
+/// The version that each field begins with.
+pub const VERSION: u8 = 1;
+
+/// Bytes of an identity field: version, flags, endpoint, seq, proof.
+pub const IDENTITY_BYTES: usize = 102;
+/// Bytes of a seal field: version, round, payload, its size, base, holding.
+pub const SEAL_BYTES: usize = 113;
+/// Bytes of a vote field: version, round, manifest.
+pub const VOTE_BYTES: usize = 41;
+
+const IDENTITY_DOMAIN: &[u8] = b"convoke 2026-11 endpoint identity v1";
+
+/// The subnet that an identity is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// The chain.
+    pub genesis: BlockHash,
+    /// The subnet on it.
+    pub netuid: u16,
+}
+
+/// Which endpoint is this hotkey's, with the endpoint's consent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity {
+    /// [`VERSION`].
+    pub version: u8,
+    /// The node's ed25519 key on the peer-to-peer network.
+    pub endpoint: EndpointId,
+    /// Grows with every change of endpoint; a lower one than was seen is a replay.
+    pub seq: u32,
+    /// The endpoint's signature over chain, subnet, hotkey and `seq`.
+    pub proof: [u8; 64],
+}
+
+/// A miner's promise of the payload it will reveal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Seal {
+    /// The round it was made in.
+    pub round: Round,
+    /// The payload's hash.
+    pub payload: PayloadHash,
+    /// The payload's size, so that nobody begins to fetch more than he will accept.
+    pub payload_bytes: u64,
+    /// The digest of the θ that the pseudo-gradient was taken against.
+    pub base: Digest,
+    /// The keyed digest over sampled chunks of that θ: proof of holding it.
+    pub holding: Digest,
+}
+
+/// A validator's word for a round's manifest: its own or another's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ManifestVote {
+    /// The round whose payloads the manifest lists.
+    pub round: Round,
+    /// The manifest.
+    pub manifest: ManifestHash,
+}
+
+/// A hotkey's commitment, read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Commitment {
+    /// Who the node is on the network.
+    pub identity: Option<Identity>,
+    /// What it sealed last.
+    pub seal: Option<Seal>,
+    /// What it voted for last.
+    pub manifest: Option<ManifestVote>,
+}
+
+/// Why the fields of a commitment are not one of ours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum CommitmentError {
+    /// Not three fields.
+    #[error("{n_fields} fields, not 3")]
+    FieldCount {
+        /// How many.
+        n_fields: usize,
+    },
+    /// A field of another length than its part has.
+    #[error("field {field} has {bytes} bytes, not 0 or {expected}")]
+    FieldLength {
+        /// Which, from 0.
+        field: usize,
+        /// How long.
+        bytes: usize,
+        /// How long it must be if it is there.
+        expected: usize,
+    },
+    /// A version that this node does not know.
+    #[error("field {field} has version {version}, not {VERSION}")]
+    Version {
+        /// Which, from 0.
+        field: usize,
+        /// What it begins with.
+        version: u8,
+    },
+    /// The identity's spare flags are set.
+    #[error("the identity's flags are {flags:#04x}, not 0")]
+    Flags {
+        /// What they are.
+        flags: u8,
+    },
+    /// The proof is not the endpoint's for this hotkey, here.
+    #[error("the identity's proof is not signed by its endpoint for this hotkey on this subnet")]
+    Proof,
+}
+
+impl Identity {
+    /// The identity that the endpoint with this secret gives to this hotkey.
+    #[must_use]
+    pub fn prove(endpoint_secret: &[u8; 32], place: &Place, hotkey: &Hotkey, seq: u32) -> Self {
+        let key = SigningKey::from_bytes(endpoint_secret);
+        let proof = key.sign(&identity_message(place, hotkey, seq)).to_bytes();
+        Self { version: VERSION, endpoint: EndpointId(key.verifying_key().to_bytes()), seq, proof }
+    }
+
+    /// Whether the endpoint consents to be this hotkey's here.
+    ///
+    /// # Errors
+    /// [`CommitmentError::Proof`]: treat the hotkey as one without an endpoint.
+    pub fn verify(&self, place: &Place, hotkey: &Hotkey) -> Result<(), CommitmentError> {
+        let key = VerifyingKey::from_bytes(&self.endpoint.0).map_err(|_| CommitmentError::Proof)?;
+        let signature = Signature::from_bytes(&self.proof);
+        let message = identity_message(place, hotkey, self.seq);
+        // Strict: a key of small order would sign for every hotkey.
+        key.verify_strict(&message, &signature).map_err(|_| CommitmentError::Proof)
+    }
+}
+
+fn identity_message(place: &Place, hotkey: &Hotkey, seq: u32) -> Vec<u8> {
+    [IDENTITY_DOMAIN, &place.genesis.0, &place.netuid.to_le_bytes(), &hotkey.0, &seq.to_le_bytes()].concat()
+}
+
+impl Commitment {
+    /// The three fields.
+    #[must_use]
+    pub fn to_fields(&self) -> Vec<Vec<u8>> {
+        let identity = self.identity.map(|identity| {
+            let seq = identity.seq.to_le_bytes();
+            [&[identity.version, 0][..], &identity.endpoint.0, &seq, &identity.proof].concat()
+        });
+        let seal = self.seal.map(|seal| {
+            let (round, payload_bytes) = (seal.round.0.to_le_bytes(), seal.payload_bytes.to_le_bytes());
+            [&[VERSION][..], &round, &seal.payload.0, &payload_bytes, &seal.base.0, &seal.holding.0].concat()
+        });
+        let manifest =
+            self.manifest.map(|vote| [&[VERSION][..], &vote.round.0.to_le_bytes(), &vote.manifest.0].concat());
+        [identity, seal, manifest].into_iter().map(Option::unwrap_or_default).collect()
+    }
+
+    /// Reads the three fields. Whether the identity is true is for [`Identity::verify`].
+    ///
+    /// # Errors
+    /// What about them is not ours: treat the hotkey as one that committed nothing.
+    pub fn parse(fields: &[Vec<u8>]) -> Result<Self, CommitmentError> {
+        let [identity, seal, manifest] = fields else {
+            return Err(CommitmentError::FieldCount { n_fields: fields.len() });
+        };
+        Ok(Self {
+            identity: part::<IDENTITY_BYTES>(0, identity)?.map(read_identity).transpose()?,
+            seal: part::<SEAL_BYTES>(1, seal)?.map(read_seal),
+            manifest: part::<VOTE_BYTES>(2, manifest)?.map(read_vote),
+        })
+    }
+}
+
+/// A field of exactly `N` bytes that begins with our version, or an empty one.
+fn part<const N: usize>(field: usize, bytes: &[u8]) -> Result<Option<Reader<'_>>, CommitmentError> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    if bytes.len() != N {
+        return Err(CommitmentError::FieldLength { field, bytes: bytes.len(), expected: N });
+    }
+    let mut reader = Reader(bytes);
+    match reader.take::<1>() {
+        [VERSION] => Ok(Some(reader)),
+        [version] => Err(CommitmentError::Version { field, version }),
+    }
+}
+
+fn read_identity(mut reader: Reader<'_>) -> Result<Identity, CommitmentError> {
+    let [flags] = reader.take();
+    if flags != 0 {
+        return Err(CommitmentError::Flags { flags });
+    }
+    let (endpoint, seq) = (EndpointId(reader.take()), u32::from_le_bytes(reader.take()));
+    Ok(Identity { version: VERSION, endpoint, seq, proof: reader.take() })
+}
+
+fn read_seal(mut reader: Reader<'_>) -> Seal {
+    let (round, payload) = (Round(reader.number()), PayloadHash(reader.take()));
+    let (payload_bytes, base) = (reader.number(), Digest(reader.take()));
+    Seal { round, payload, payload_bytes, base, holding: Digest(reader.take()) }
+}
+
+fn read_vote(mut reader: Reader<'_>) -> ManifestVote {
+    ManifestVote { round: Round(reader.number()), manifest: ManifestHash(reader.take()) }
+}
+
+/// The rest of a field whose length was checked.
+struct Reader<'a>(&'a [u8]);
+
+impl Reader<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (head, rest) = self.0.split_first_chunk().expect("the field's length was checked and covers every part");
+        self.0 = rest;
+        *head
+    }
+
+    fn number(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PLACE: Place = Place { genesis: BlockHash([4; 32]), netuid: 3 };
+    const HOTKEY: Hotkey = Hotkey([5; 32]);
+
+    fn commitment() -> Commitment {
+        Commitment {
+            identity: Some(Identity::prove(&[6; 32], &PLACE, &HOTKEY, 7)),
+            seal: Some(Seal {
+                round: Round(258),
+                payload: PayloadHash([1; 32]),
+                payload_bytes: 0x0102_0304,
+                base: Digest([2; 32]),
+                holding: Digest([3; 32]),
+            }),
+            manifest: Some(ManifestVote { round: Round(257), manifest: ManifestHash([9; 32]) }),
+        }
+    }
+
+    #[test]
+    fn an_identity_holds_for_one_hotkey_on_one_subnet_of_one_chain() {
+        let identity = commitment().identity.unwrap();
+        assert_eq!(identity.verify(&PLACE, &HOTKEY), Ok(()));
+        let no = Err(CommitmentError::Proof);
+        assert_eq!(identity.verify(&PLACE, &Hotkey([8; 32])), no);
+        assert_eq!(identity.verify(&Place { netuid: 4, ..PLACE }, &HOTKEY), no);
+        assert_eq!(identity.verify(&Place { genesis: BlockHash([5; 32]), ..PLACE }, &HOTKEY), no);
+        assert_eq!(Identity { seq: 8, ..identity }.verify(&PLACE, &HOTKEY), no);
+        let other = Identity::prove(&[7; 32], &PLACE, &HOTKEY, 7);
+        assert_eq!(Identity { endpoint: other.endpoint, ..identity }.verify(&PLACE, &HOTKEY), no);
+        assert_eq!(Identity { endpoint: EndpointId([0; 32]), ..identity }.verify(&PLACE, &HOTKEY), no);
+        assert_eq!(Identity { endpoint: EndpointId([255; 32]), ..identity }.verify(&PLACE, &HOTKEY), no);
+    }
+
+    #[test]
+    fn the_layout_of_the_fields_does_not_move() {
+        let fields = commitment().to_fields();
+        assert_eq!(fields.iter().map(Vec::len).collect::<Vec<_>>(), [IDENTITY_BYTES, SEAL_BYTES, VOTE_BYTES]);
+        assert_eq!(fields[0][..2], [1, 0]);
+        assert_eq!(fields[0][34..38], [7, 0, 0, 0]);
+        assert_eq!(fields[1][..10], [1, 2, 1, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(fields[1][41..49], [4, 3, 2, 1, 0, 0, 0, 0]);
+        assert_eq!(fields[2][..10], [1, 1, 1, 0, 0, 0, 0, 0, 0, 9]);
+        assert!(fields.iter().map(Vec::len).sum::<usize>() <= 3100 / 12);
+    }
+
+    #[test]
+    fn every_way_to_be_wrong_has_its_reason() {
+        let fields = commitment().to_fields();
+        let parse = |change: fn(&mut Vec<Vec<u8>>)| {
+            let mut fields = fields.clone();
+            change(&mut fields);
+            Commitment::parse(&fields)
+        };
+        assert_eq!(parse(|_| ()), Ok(commitment()));
+        assert_eq!(parse(|fields| fields.truncate(2)), Err(CommitmentError::FieldCount { n_fields: 2 }));
+        assert_eq!(parse(|fields| fields.push(vec![])), Err(CommitmentError::FieldCount { n_fields: 4 }));
+        let long = CommitmentError::FieldLength { field: 1, bytes: 114, expected: 113 };
+        assert_eq!(parse(|fields| fields[1].push(0)), Err(long));
+        let short = CommitmentError::FieldLength { field: 0, bytes: 1, expected: 102 };
+        assert_eq!(parse(|fields| fields[0].truncate(1)), Err(short));
+        assert_eq!(parse(|fields| fields[2][0] = 2), Err(CommitmentError::Version { field: 2, version: 2 }));
+        assert_eq!(parse(|fields| fields[0][1] = 1), Err(CommitmentError::Flags { flags: 1 }));
+        assert_eq!(parse(|fields| fields.iter_mut().for_each(Vec::clear)), Ok(Commitment::default()));
+    }
+
+    proptest! {
+        #[test]
+        fn what_parses_is_written_back_byte_for_byte(
+            sizes in prop::collection::vec(prop::sample::select(vec![0, 41, 102, 113, 200]), 0..5),
+            bytes in prop::collection::vec(any::<u8>(), 200),
+            proper in any::<bool>(),
+        ) {
+            let fields: Vec<Vec<u8>> = if proper {
+                let mut fields = [IDENTITY_BYTES, SEAL_BYTES, VOTE_BYTES].map(|size| bytes[..size].to_vec());
+                for field in &mut fields {
+                    field[0] = VERSION;
+                }
+                fields[0][1] = 0;
+                fields.into()
+            } else {
+                sizes.iter().map(|&size| bytes[..size].to_vec()).collect()
+            };
+            let parsed = Commitment::parse(&fields);
+            prop_assert!(parsed.is_ok() || !proper);
+            if let Ok(commitment) = parsed {
+                prop_assert_eq!(commitment.to_fields(), fields);
+            }
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Who is who on the network at a block: the members' commitments, read, and each endpoint's one hotkey.
+//!
+//! Only members count: a pruned hotkey keeps valid signatures, not its place. Two hotkeys that name the same endpoint
+//! cannot both be it, so the older registration has it, then the lower uid; the other is a member without an endpoint.
+
+use std::collections::BTreeMap;
+
+use super::commitment::{Commitment, CommitmentError, Place};
+use super::metagraph::{Committed, Metagraph, Neuron};
+use crate::terms::{Block, EndpointId, Hotkey};
+
+/// A member with the commitment it made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its neuron.
+    pub neuron: Neuron,
+    /// What it committed.
+    pub commitment: Commitment,
+    /// (block, index) of the commitment: the order in which they were made.
+    pub committed_at: (Block, u32),
+}
+
+/// The members of a subnet at a block.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Registry {
+    members: BTreeMap<Hotkey, Member>,
+    endpoints: BTreeMap<EndpointId, Hotkey>,
+    refused: Vec<(Hotkey, CommitmentError)>,
+}
+
+impl Registry {
+    /// Reads every member's commitment.
+    #[must_use]
+    pub fn of(metagraph: &Metagraph, commitments: &BTreeMap<Hotkey, Committed>, place: &Place) -> Self {
+        let mut registry = Self::default();
+        let mut oldest: BTreeMap<EndpointId, &Neuron> = BTreeMap::new();
+        for neuron in &metagraph.neurons {
+            let Some(committed) = commitments.get(&neuron.hotkey) else { continue };
+            let mut commitment = match Commitment::parse(&committed.fields) {
+                Ok(commitment) => commitment,
+                Err(reason) => {
+                    registry.refused.push((neuron.hotkey, reason));
+                    continue;
+                }
+            };
+            if let Some(identity) = commitment.identity {
+                match identity.verify(place, &neuron.hotkey) {
+                    Ok(()) => {
+                        let holder = oldest.entry(identity.endpoint).or_insert(neuron);
+                        if (neuron.registered_at, neuron.uid) < (holder.registered_at, holder.uid) {
+                            *holder = neuron;
+                        }
+                    }
+                    Err(reason) => {
+                        registry.refused.push((neuron.hotkey, reason));
+                        commitment.identity = None;
+                    }
+                }
+            }
+            let committed_at = (committed.block, committed.index);
+            registry.members.insert(neuron.hotkey, Member { neuron: neuron.clone(), commitment, committed_at });
+        }
+        registry.endpoints = oldest.into_iter().map(|(endpoint, neuron)| (endpoint, neuron.hotkey)).collect();
+        registry
+    }
+
+    /// Every member whose commitment is ours, by hotkey.
+    #[must_use]
+    pub fn members(&self) -> &BTreeMap<Hotkey, Member> {
+        &self.members
+    }
+
+    /// Whose endpoint this is.
+    #[must_use]
+    pub fn hotkey(&self, endpoint: &EndpointId) -> Option<&Member> {
+        self.endpoints.get(endpoint).and_then(|hotkey| self.members.get(hotkey))
+    }
+
+    /// The endpoint of this member, if it named one and the endpoint is not an older member's.
+    #[must_use]
+    pub fn endpoint(&self, hotkey: &Hotkey) -> Option<EndpointId> {
+        let identity = self.members.get(hotkey)?.commitment.identity?;
+        (self.endpoints.get(&identity.endpoint) == Some(hotkey)).then_some(identity.endpoint)
+    }
+
+    /// Members whose commitment or identity was refused, and why.
+    #[must_use]
+    pub fn refused(&self) -> &[(Hotkey, CommitmentError)] {
+        &self.refused
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{Genesis, GenesisNeuron, Identity, Ledger};
+    use crate::terms::BlockHash;
+
+    const PLACE: Place = Place { genesis: BlockHash([4; 32]), netuid: 3 };
+
+    fn key(i: u8) -> Hotkey {
+        Hotkey([i; 32])
+    }
+
+    fn committed(identity: Identity) -> Committed {
+        let commitment = Commitment { identity: Some(identity), ..Commitment::default() };
+        Committed { block: Block(1), index: 0, fields: commitment.to_fields() }
+    }
+
+    fn metagraph() -> Metagraph {
+        let mut genesis = Genesis::new(3, 0, 0);
+        genesis.neurons = (0..3).map(|i| GenesisNeuron { hotkey: key(i), coldkey: key(100), stake: 0 }).collect();
+        Ledger::new(&genesis).unwrap().metagraph()
+    }
+
+    #[test]
+    fn an_endpoint_is_the_older_members() {
+        let mut metagraph = metagraph();
+        metagraph.neurons[0].registered_at = Block(9);
+        let identity = |i| Identity::prove(&[6; 32], &PLACE, &key(i), 1);
+        let commitments = BTreeMap::from([(key(0), committed(identity(0))), (key(2), committed(identity(2)))]);
+        let registry = Registry::of(&metagraph, &commitments, &PLACE);
+        let endpoint = identity(0).endpoint;
+        assert_eq!(registry.hotkey(&endpoint).map(|member| member.neuron.hotkey), Some(key(2)));
+        assert_eq!((registry.endpoint(&key(0)), registry.endpoint(&key(2))), (None, Some(endpoint)));
+        assert_eq!(registry.members().len(), 2);
+    }
+
+    #[test]
+    fn strangers_forgeries_and_foreign_commitments_have_no_endpoint() {
+        let forged = Identity { seq: 2, ..Identity::prove(&[6; 32], &PLACE, &key(0), 1) };
+        let foreign = Committed { block: Block(1), index: 1, fields: vec![vec![7; 128]] };
+        let stranger = committed(Identity::prove(&[8; 32], &PLACE, &key(50), 1));
+        let commitments = BTreeMap::from([(key(0), committed(forged)), (key(1), foreign), (key(50), stranger)]);
+        let registry = Registry::of(&metagraph(), &commitments, &PLACE);
+        assert!(registry.endpoints.is_empty());
+        let refused = [(key(0), CommitmentError::Proof), (key(1), CommitmentError::FieldCount { n_fields: 1 })];
+        assert_eq!(registry.refused(), refused);
+        // The forged identity does not cost its author the seal beside it.
+        assert_eq!(registry.members()[&key(0)].commitment.identity, None);
+    }
+}

@@ -1,0 +1,150 @@
+//! Copy detection: two payloads that keep the same indices were not both trained.
+//!
+//! Two honest peers keep the same index by chance at k / 4096 (1.6 %), and more because they pull the same model the
+//! same way; the reference run came to flag 40 % and more. Values are left out: a copy with noise added keeps its
+//! indices. The later seal is the copy, in the order of the chain. The reference run compared upload times of the
+//! storage provider, which a peer could erase; a seal's place on chain cannot be. And since payloads are not readable
+//! before all seals are in, a copy shows that two hotkeys share a machine or a friend, which is what is to be excluded.
+
+use crate::terms::{Block, Hotkey};
+
+/// A sealed payload of the round that passed the other checks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Sealed {
+    /// Who sealed it.
+    pub hotkey: Hotkey,
+    /// The block of its seal.
+    pub block: Block,
+    /// The seal's place in the block; 0 where the chain does not tell. Hotkeys then break the tie: one of two seals of
+    /// the same block must go, and both come from one hand.
+    pub index: u32,
+}
+
+impl Sealed {
+    fn order(&self) -> (Block, u32, Hotkey) {
+        (self.block, self.index, self.hotkey)
+    }
+}
+
+/// A payload that is another's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CopyFound {
+    /// Who sealed later.
+    pub copy: Hotkey,
+    /// Who sealed first, of those it overlaps with.
+    pub original: Hotkey,
+    /// The share of kept indices that both have.
+    pub overlap: f64,
+}
+
+/// The copies among `sealed`, latest last.
+///
+/// `overlap` gives the share of kept indices that the payloads at two places of `sealed` have in common, in [0, 1]; it
+/// is asked at most once for each pair. A pair is a copy above `overlap_max`. A copy of a copy is a copy of the first.
+#[must_use]
+pub fn copies(sealed: &[Sealed], overlap_max: f64, mut overlap: impl FnMut(usize, usize) -> f64) -> Vec<CopyFound> {
+    let mut order: Vec<usize> = (0..sealed.len()).collect();
+    order.sort_unstable_by_key(|&i| sealed[i].order());
+    let mut found = Vec::new();
+    for (place, &later) in order.iter().enumerate() {
+        let first = order[..place].iter().find_map(|&earlier| {
+            let overlap = overlap(earlier, later);
+            (overlap > overlap_max).then_some((sealed[earlier].hotkey, overlap))
+        });
+        if let Some((original, overlap)) = first {
+            found.push(CopyFound { copy: sealed[later].hotkey, original, overlap });
+        }
+    }
+    found
+}
+
+/// How many indices two ascending lists have in common.
+///
+/// Summed over the chunks of two payloads and divided by the indices kept in one of them, this is their overlap.
+#[must_use]
+pub fn n_shared(a: &[u16], b: &[u16]) -> usize {
+    let (mut rest_a, mut rest_b, mut n_shared) = (a, b, 0);
+    while let (Some((first_a, after_a)), Some((first_b, after_b))) = (rest_a.split_first(), rest_b.split_first()) {
+        match first_a.cmp(first_b) {
+            std::cmp::Ordering::Less => rest_a = after_a,
+            std::cmp::Ordering::Greater => rest_b = after_b,
+            std::cmp::Ordering::Equal => (rest_a, rest_b, n_shared) = (after_a, after_b, n_shared + 1),
+        }
+    }
+    n_shared
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::gauntlet::fixture::hotkey;
+
+    /// Seals of (hotkey, block, index), and the pairs of places that overlap fully.
+    fn found(seals: &[(u8, u64, u32)], same: &[(usize, usize)]) -> Vec<(Hotkey, Hotkey)> {
+        let sealed: Vec<_> = seals
+            .iter()
+            .map(|&(key, block, index)| Sealed { hotkey: hotkey(key), block: Block(block), index })
+            .collect();
+        let overlap = |i, j| if same.contains(&(i, j)) || same.contains(&(j, i)) { 1.0 } else { 0.1 };
+        copies(&sealed, 0.4, overlap).into_iter().map(|found| (found.copy, found.original)).collect()
+    }
+
+    #[test]
+    fn a_later_seal_is_the_copy() {
+        assert_eq!(found(&[(1, 50, 0), (2, 51, 0)], &[(0, 1)]), [(hotkey(2), hotkey(1))]);
+        assert_eq!(found(&[(1, 51, 0), (2, 50, 0)], &[(0, 1)]), [(hotkey(1), hotkey(2))]);
+        assert_eq!(found(&[(1, 50, 4), (2, 50, 3)], &[(0, 1)]), [(hotkey(1), hotkey(2))]);
+        assert_eq!(found(&[(2, 50, 0), (1, 50, 0)], &[(0, 1)]), [(hotkey(2), hotkey(1))]);
+    }
+
+    #[test]
+    fn payloads_that_differ_are_no_copies() {
+        assert_eq!(found(&[(1, 50, 0), (2, 51, 0), (3, 52, 0)], &[]), []);
+    }
+
+    #[test]
+    fn a_copy_of_a_copy_is_a_copy_of_the_first() {
+        let seals = [(3, 53, 0), (1, 51, 0), (2, 52, 0)];
+        let (first, second, third) = (hotkey(1), hotkey(2), hotkey(3));
+        assert_eq!(found(&seals, &[(0, 1), (1, 2), (0, 2)]), [(second, first), (third, first)]);
+        assert_eq!(found(&seals, &[(1, 2), (0, 2)]), [(second, first), (third, second)]);
+    }
+
+    #[test]
+    fn only_more_than_the_limit_is_a_copy() {
+        let sealed = [1, 2].map(|key| Sealed { hotkey: hotkey(key), block: Block(50), index: u32::from(key) });
+        assert_eq!(copies(&sealed, 0.4, |_, _| 0.4), []);
+        assert_eq!(copies(&sealed, 0.4, |_, _| f64::NAN), [], "what was not measured proves nothing");
+        let found = CopyFound { copy: hotkey(2), original: hotkey(1), overlap: 0.41 };
+        assert_eq!(copies(&sealed, 0.4, |_, _| 0.41), [found]);
+    }
+
+    proptest! {
+        #[test]
+        fn shared_indices_are_the_intersection(
+            a in proptest::collection::btree_set(0_u16..100, 0..64), b in proptest::collection::btree_set(0_u16..100, 0..64),
+        ) {
+            let list = |set: &BTreeSet<u16>| set.iter().copied().collect::<Vec<_>>();
+            prop_assert_eq!(n_shared(&list(&a), &list(&b)), a.intersection(&b).count());
+        }
+
+        #[test]
+        fn whoever_sealed_first_of_those_that_overlap_is_never_a_copy(
+            blocks in proptest::collection::vec(0_u64..9, 1..10), pairs in proptest::collection::vec((0_usize..10, 0_usize..10), 0..12),
+        ) {
+            let seals: Vec<_> = (0..).zip(&blocks).map(|(key, &block)| (key, block, 0)).collect();
+            let copies: BTreeSet<_> = found(&seals, &pairs).into_iter().map(|(copy, _)| copy).collect();
+            for (place, seal) in seals.iter().enumerate() {
+                let overlaps_an_earlier = pairs.iter().any(|&(i, j)| {
+                    let other = if i == place { j } else if j == place { i } else { return false };
+                    other != place && other < seals.len() && (seals[other].1, other) < (seal.1, place)
+                });
+                prop_assert_eq!(copies.contains(&hotkey(seal.0)), overlaps_an_earlier);
+            }
+        }
+    }
+}

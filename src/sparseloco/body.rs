@@ -1,0 +1,206 @@
+//! A contribution: the levels of every tensor and the record of every chunk, and what can be asked of it without ever
+//! making it dense.
+//!
+//! A [`Body`] owns its bytes, a [`BodyRef`] borrows them, from a `Body` or from a payload that came over the network. Both
+//! hold checked bytes only: whoever has one may decode it without further tests, and knows that no decoded value is
+//! larger than 2^7.
+
+use crate::run_spec::SparseSpec;
+
+use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
+use super::levels::{Levels, MalformedLevels};
+use super::record::{Format, MalformedRecord, Record};
+
+/// A contribution that owns its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Body {
+    pub(super) format: Format,
+    pub(super) levels: Vec<u8>,
+    pub(super) records: Vec<u8>,
+}
+
+/// A contribution whose bytes are another's.
+#[derive(Debug, Clone, Copy)]
+pub struct BodyRef<'a> {
+    format: Format,
+    levels: &'a [u8],
+    records: &'a [u8],
+}
+
+/// Why bytes are not a contribution.
+#[derive(Debug, Clone, Copy, PartialEq, thiserror::Error)]
+pub enum MalformedBody {
+    /// A tensor's levels.
+    #[error(transparent)]
+    Levels(#[from] MalformedLevels),
+    /// A chunk's record.
+    #[error(transparent)]
+    Record(#[from] MalformedRecord),
+}
+
+impl Body {
+    /// Room for every level and record, all zero: not a contribution yet.
+    pub(super) fn blank(layout: &Layout, format: Format) -> Self {
+        let (levels, records) = BodyRef::lens(layout, format);
+        Self { format, levels: vec![0; levels], records: vec![0; records] }
+    }
+
+    /// The same contribution, borrowed.
+    #[must_use]
+    pub fn view(&self) -> BodyRef<'_> {
+        BodyRef { format: self.format, levels: &self.levels, records: &self.records }
+    }
+}
+
+impl<'a> BodyRef<'a> {
+    /// Bytes of all levels, and of all records.
+    #[must_use]
+    pub fn lens(layout: &Layout, format: Format) -> (usize, usize) {
+        (layout.tensors().len() * Levels::len(format.quantiser()), layout.n_chunks() * format.record_len())
+    }
+
+    /// Checks bytes from a peer; allocates nothing.
+    ///
+    /// # Errors
+    /// What is wrong, and where: refuse the payload.
+    ///
+    /// # Panics
+    /// If the slices are not of the lengths that [`lens`](Self::lens) gives.
+    pub fn check(layout: &Layout, format: Format, levels: &'a [u8], records: &'a [u8]) -> Result<Self, MalformedBody> {
+        assert_eq!((levels.len(), records.len()), Self::lens(layout, format), "bytes of levels and records");
+        let body = Self { format, levels, records };
+        for tensor_idx in 0..layout.tensors().len() {
+            body.levels(tensor_idx).check(tensor_idx)?;
+            for chunk_idx in layout.chunks_of(tensor_idx) {
+                body.record(chunk_idx).check(chunk_idx, layout.valid(tensor_idx, chunk_idx))?;
+            }
+        }
+        Ok(body)
+    }
+
+    /// Bytes that [`check`](Self::check) accepted before; others would give wrong values, or panics, later.
+    #[must_use]
+    pub(crate) fn checked_before(format: Format, levels: &'a [u8], records: &'a [u8]) -> Self {
+        Self { format, levels, records }
+    }
+
+    /// How its records are written.
+    #[must_use]
+    pub fn format(self) -> Format {
+        self.format
+    }
+
+    /// The bytes of all levels, tensor by tensor.
+    #[must_use]
+    pub fn level_bytes(self) -> &'a [u8] {
+        self.levels
+    }
+
+    /// The bytes of all records, chunk by chunk.
+    #[must_use]
+    pub fn record_bytes(self) -> &'a [u8] {
+        self.records
+    }
+
+    /// A tensor's levels.
+    #[must_use]
+    pub fn levels(self, tensor_idx: usize) -> Levels {
+        let len = Levels::len(self.format.quantiser());
+        Levels::read(self.format.quantiser(), &self.levels[tensor_idx * len..(tensor_idx + 1) * len])
+    }
+
+    /// A chunk's record.
+    #[must_use]
+    pub fn record(self, chunk_idx: usize) -> Record<'a> {
+        let len = self.format.record_len();
+        Record::new(self.format, &self.records[chunk_idx * len..(chunk_idx + 1) * len])
+    }
+}
+
+/// Calls `f(position in the flat form, Δ̂)` for every kept value, ascending.
+fn for_each_value(layout: &Layout, body: BodyRef<'_>, mut f: impl FnMut(usize, f32)) {
+    for tensor_idx in 0..layout.tensors().len() {
+        let levels = body.levels(tensor_idx);
+        for chunk_idx in layout.chunks_of(tensor_idx) {
+            let record = body.record(chunk_idx);
+            let values = levels.values(record.scale());
+            record.for_each(body.format.kept_of(layout.valid(tensor_idx, chunk_idx)), |position, code| {
+                f(chunk_idx * CHUNK_LEN + position, values[usize::from(code)]);
+            });
+        }
+    }
+}
+
+/// Δ̂ in full, chunk-major: for tests and comparisons, never on the way to θ.
+#[must_use]
+pub fn decode(layout: &Layout, body: BodyRef<'_>) -> Vec<f32> {
+    let mut dense = vec![0.0; layout.flat_len()];
+    for_each_value(layout, body, |at, value| dense[at] = value);
+    dense
+}
+
+/// θ ← θ − step · Δ̂ for one contribution, without the median limit: what a LossScore evaluates.
+///
+/// # Panics
+/// If `theta` is not the layout's flat form, or the contribution not in the run's format.
+pub fn apply_one(layout: &Layout, spec: &SparseSpec, body: BodyRef<'_>, step: f32, theta: &mut [f32]) {
+    assert_eq!(body.format, Format::of(spec), "the contribution's format");
+    assert_eq!(theta.len(), layout.flat_len(), "the flat form's length");
+    for_each_value(layout, body, |at, value| theta[at] -= step * value);
+}
+
+/// ‖Δ̂‖₂ of each tensor. Each chunk adds (how many) · (value)² per code, in f64, chunks ascending: one order, one result.
+#[must_use]
+pub fn norms(layout: &Layout, body: BodyRef<'_>) -> Vec<f64> {
+    let squares = |tensor_idx: usize| {
+        let levels = body.levels(tensor_idx);
+        let mut sum = 0.0;
+        for chunk_idx in layout.chunks_of(tensor_idx) {
+            let record = body.record(chunk_idx);
+            let counts = record.code_counts(body.format.kept_of(layout.valid(tensor_idx, chunk_idx)));
+            for (count, value) in counts.into_iter().zip(levels.values(record.scale())) {
+                sum += f64::from(count) * (f64::from(value) * f64::from(value));
+            }
+        }
+        sum
+    };
+    (0..layout.tensors().len()).map(|tensor_idx| squares(tensor_idx).sqrt()).collect()
+}
+
+/// ‖Δ̂‖₂ of the whole contribution.
+#[must_use]
+pub fn norm(layout: &Layout, body: BodyRef<'_>) -> f64 {
+    norms(layout, body).into_iter().map(|norm| norm * norm).sum::<f64>().sqrt()
+}
+
+/// The share of kept positions that two contributions have in common, of those that the smaller one keeps; 0 to 1.
+///
+/// Honest peers that trained on different samples have about 5 % in common. Chunks of scale 0 keep nothing: their positions
+/// are the same for everybody, and two peers are not copies of each other because the same tensor is frozen for both.
+#[must_use]
+pub fn overlap(layout: &Layout, a: BodyRef<'_>, b: BodyRef<'_>) -> f64 {
+    let (mut common, mut kept) = (0_u64, [0_u64; 2]);
+    for tensor_idx in 0..layout.tensors().len() {
+        for chunk_idx in layout.chunks_of(tensor_idx) {
+            let valid = layout.valid(tensor_idx, chunk_idx);
+            let rows = [a, b].map(|body| kept_rows(body.record(chunk_idx), body.format.kept_of(valid)));
+            for (row_a, row_b) in rows[0].iter().zip(&rows[1]) {
+                common += u64::from((row_a & row_b).count_ones());
+            }
+            for (kept, rows) in kept.iter_mut().zip(&rows) {
+                *kept += rows.iter().map(|row| u64::from(row.count_ones())).sum::<u64>();
+            }
+        }
+    }
+    let smaller = kept[0].min(kept[1]);
+    if smaller == 0 { 0.0 } else { common as f64 / smaller as f64 }
+}
+
+/// The kept positions as one bitmap a row.
+fn kept_rows(record: Record<'_>, n_kept: usize) -> [u64; BLOCK_EDGE] {
+    let mut rows = [0; BLOCK_EDGE];
+    if record.scale() != 0 {
+        record.for_each(n_kept, |position, _| rows[position / BLOCK_EDGE] |= 1 << (position % BLOCK_EDGE));
+    }
+    rows
+}
