@@ -29,11 +29,9 @@ impl Rope {
         Self { half, cos, sin, tables }
     }
 
-    /// (cos, sin) of position `t`.
-    #[inline(always)]
-    pub(super) fn at(&self, t: usize) -> (&[f32], &[f32]) {
-        let range = t * self.half..(t + 1) * self.half;
-        (&self.cos[range.clone()], &self.sin[range])
+    /// (cos, sin) of every position, row after row, on the host.
+    pub(super) fn host(&self) -> (&[f32], &[f32]) {
+        (&self.cos, &self.sin)
     }
 
     /// (cos, sin) of the first `len` positions as `[1, len, 1, half]`.

@@ -7,6 +7,7 @@
 mod composed;
 mod host;
 mod lanes;
+mod rows;
 
 use burn::tensor::{Device, Int, Tensor};
 
@@ -28,6 +29,14 @@ pub(crate) struct HeadShape {
     pub(crate) len: usize,
     pub(crate) heads: usize,
     pub(crate) width: usize,
+}
+
+impl HeadShape {
+    /// Where a head of the `place`-th row of `[batch · len, heads · width]` starts in `[batch, heads, len, width]`.
+    #[inline(always)]
+    fn offset(self, place: usize, head: usize) -> usize {
+        ((place / self.len * self.heads + head) * self.len + place % self.len) * self.width
+    }
 }
 
 /// AdamW's two running averages of one tensor.
