@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use convoke::hotkey::HotkeyPair;
 use convoke::reference::{Part, Reference, Samples};
 use convoke::run_spec::RunSpec;
 use convoke::terms::{BlockHash, Digest, Round, Stake, Uid};
@@ -206,11 +207,15 @@ impl Samples for Tokens {
 
 /// The plain function that the nodes must equal, for a run of these miners.
 pub fn reference(config: &NodeConfig, miners: &[Member]) -> Reference<Tokens> {
+    reference_of(config, miners.iter().map(|miner| Identity::of_seed(miner.seed).keypair()).collect())
+}
+
+/// The same, for miners of whom there is nothing but their keys.
+pub fn reference_of(config: &NodeConfig, peers: Vec<HotkeyPair>) -> Reference<Tokens> {
     let run: &RunSpec = &config.run;
     let dataset =
         Dataset::open(&config.data, &run.data, run.model.context_len, run.model.vocab_size, &config.node.data_dir).unwrap();
     let run_id = run.run_id(&dataset.digest());
-    let peers = miners.iter().map(|miner| Identity::of_seed(miner.seed).keypair()).collect();
     let device = convoke_node::gpu_worker::find("cpu").unwrap();
     Reference::new(run.clone(), run_id, Tokens(dataset), device, peers).unwrap()
 }

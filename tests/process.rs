@@ -1,0 +1,223 @@
+//! The program as its user meets it: a process with arguments, signals and exit codes.
+
+mod harness;
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use convoke::round::Schedule;
+use convoke::terms::{BlockHash, Round};
+use convoke_node::chain::host::development_genesis;
+use convoke_node::chain::{Host, HostConfig, Pace};
+use convoke_node::cli::RunArgs;
+use convoke_node::events::{self, Event, Line};
+use convoke_node::identity::Identity;
+use harness::{digests, sealed_steps};
+
+/// A node of the small run in a directory of its own.
+struct Place {
+    dir: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Self {
+        Self { dir: tempfile::tempdir().unwrap() }
+    }
+
+    fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("node")
+    }
+
+    fn args(&self, more: &[&str]) -> Vec<String> {
+        let text = harness::small_text(self.dir.path());
+        let mut args = vec!["run".to_owned(), "--data-dir".to_owned(), self.data_dir().to_str().unwrap().to_owned()];
+        let files = format!("data.files=[{:?}]", text.to_str().unwrap());
+        for set in harness::SMALL.iter().map(ToString::to_string).chain([files]) {
+            args.extend(["--set".to_owned(), set]);
+        }
+        args.extend(more.iter().map(ToString::to_string));
+        args
+    }
+
+    fn start(&self, more: &[&str]) -> Child {
+        let mut command = convoke();
+        command.args(self.args(more)).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    fn events(&self) -> Vec<Line> {
+        events::read(&self.data_dir().join(events::FILE_NAME)).unwrap_or_default()
+    }
+}
+
+fn convoke() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_convoke"))
+}
+
+/// Waits for the child's own events; a process that says nothing for a minute has failed the test.
+fn until(place: &Place, child: &mut Child, what: &str, done: impl Fn(&[Line]) -> bool) {
+    let started = Instant::now();
+    while !done(&place.events()) {
+        assert!(started.elapsed() < Duration::from_secs(60), "not within a minute: {what}");
+        assert!(child.try_wait().unwrap().is_none(), "the node ended before {what}");
+        std::thread::yield_now();
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
+}
+
+fn terminate(child: &mut Child) -> i32 {
+    let asked = Instant::now();
+    rustix::process::kill_process(rustix::process::Pid::from_child(child), rustix::process::Signal::TERM).unwrap();
+    let code = child.wait().unwrap().code().unwrap();
+    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?} to stop", asked.elapsed());
+    code
+}
+
+fn phase_entered(events: &[Line], from: Round, wanted: &str) -> bool {
+    events.iter().any(|line| {
+        line.round.is_some_and(|round| round >= from)
+            && matches!(&line.event, Event::PhaseStarted { phase } if phase == wanted)
+    })
+}
+
+/// The seeds of all rounds, read from the chain that the node kept.
+async fn seeds(place: &Place, n_rounds: u64) -> Vec<BlockHash> {
+    let config = config(place);
+    let schedule = Schedule::new(&config.run.timing);
+    let file = place.data_dir().join("chain.redb");
+    let host_config =
+        HostConfig { block_time: harness::BLOCK_TIME, finality_depth: 2, pace: Pace::OnDemand, file: Some(file) };
+    let host = Host::start(&development_genesis(config.run.netuid, config.run.seed), host_config).unwrap();
+    let mut seeds = Vec::new();
+    for round in 0..n_rounds {
+        let Some(hash) = host.reader().block_hash(schedule.seed_block(Round(round))).await.unwrap() else { break };
+        seeds.push(hash);
+    }
+    host.stop().await;
+    seeds
+}
+
+fn config(place: &Place) -> convoke_node::config::NodeConfig {
+    let mut args = RunArgs { data_dir: Some(place.data_dir()), ..RunArgs::default() };
+    let text = harness::small_text(place.dir.path());
+    args.set = harness::SMALL.iter().map(ToString::to_string).collect();
+    args.set.push(format!("data.files=[{:?}]", text.to_str().unwrap()));
+    args.config().unwrap()
+}
+
+/// `SIGTERM` in every phase of a round, one after the other, on one data directory: each stop is clean, and what the run
+/// computed over all its lives is what the reference computes in one.
+#[test]
+fn a_run_stopped_in_every_phase_equals_an_uninterrupted_one() {
+    let place = Place::new();
+    let phases = [
+        "inner-steps",
+        "compressing",
+        "sealing",
+        "awaiting-reveal",
+        "gathering",
+        "awaiting-manifest",
+        "deciding",
+        "outer-step",
+        "saving",
+    ];
+    for phase in phases {
+        let mut child = place.start(&[]);
+        let resumed = place.events().iter().filter_map(|line| line.round).max().unwrap_or_default();
+        until(&place, &mut child, phase, |events| phase_entered(events, Round(resumed.0 + 1), phase));
+        assert_eq!(terminate(&mut child), 0, "stopped in phase {phase}");
+    }
+    let mut child = place.start(&["--rounds", "2"]);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    let history = place.events();
+    let stops = history.iter().filter(|line| matches!(line.event, Event::Stopped { exit_code: 0 })).count();
+    assert_eq!(stops, phases.len() + 1);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let digests = digests(&history);
+    let n_rounds = digests.keys().next_back().unwrap().0 + 1;
+    let seeds = runtime.block_on(seeds(&place, n_rounds));
+    let identity = Identity::open(&place.data_dir()).unwrap();
+    let sealed = sealed_steps(&history);
+    let applied = harness::contributors(&history);
+    let mut plain = harness::reference_of(&config(&place), vec![identity.keypair()]);
+    let hotkey = identity.keypair().hotkey();
+    for (round, digest) in digests {
+        let parts: Vec<_> = sealed
+            .get(&round)
+            .map(|steps| convoke::reference::Part {
+                hotkey,
+                uid: convoke::terms::Uid(0),
+                steps: *steps,
+                applied: applied.contains_key(&round),
+            })
+            .into_iter()
+            .collect();
+        let expected = plain.round(round, &seeds[usize::try_from(round.0).unwrap()], &parts);
+        assert!(digest.is_none_or(|digest| digest == expected), "round {round} differs after the stops");
+    }
+    assert!(applied.len() >= phases.len(), "only {} rounds had a contribution", applied.len());
+}
+
+/// What a command prints when it fails: one line of reason, no backtrace.
+#[track_caller]
+fn check_refused(output: &Output, code: i32, wanted: &[&str]) {
+    let text = String::from_utf8_lossy(&output.stderr);
+    let text = text.lines().filter(|line| !line.starts_with('{')).collect::<Vec<_>>().join("\n");
+    assert_eq!(output.status.code(), Some(code), "{text}");
+    for part in wanted {
+        assert!(text.contains(part), "{text:?} lacks {part:?}");
+    }
+    assert!(!text.contains("RUST_BACKTRACE") && !text.contains("panicked"), "{text}");
+}
+
+fn run(place: &Place, more: &[&str]) -> Output {
+    convoke().args(place.args(more)).output().unwrap()
+}
+
+#[test]
+fn bad_input_is_one_readable_sentence_and_its_exit_code() {
+    let place = Place::new();
+    check_refused(&run(&place, &["--set", "run.iner.steps=3"]), 1, &["run.iner.steps", "run.inner.steps"]);
+    check_refused(&run(&place, &["--set", "run.inner.steps=0"]), 1, &["run.inner.steps", "from 1 to 100000"]);
+    check_refused(&run(&place, &["--set", "run.inner.steps=many"]), 1, &["run.inner.steps"]);
+    check_refused(&run(&place, &["--set", "data.files=[\"nowhere.txt\"]"]), 1, &["nowhere.txt"]);
+    check_refused(&run(&place, &["--set", "node.device=cuda:0"]), 1, &["cuda:0", "present: cpu"]);
+    check_refused(&run(&place, &["--set", "node.device=abacus"]), 1, &["abacus", "cpu, cuda:N or wgpu:N"]);
+    check_refused(&run(&place, &["--config", "nowhere.toml"]), 1, &["nowhere.toml"]);
+    check_refused(&run(&place, &["--role", "spectator"]), 2, &["spectator", "miner", "validator", "both"]);
+    check_refused(&run(&place, &["--rounds", "0"]), 2, &["--rounds"]);
+    let empty = place.dir.path().join("empty.txt");
+    std::fs::write(&empty, "").unwrap();
+    let set = format!("data.files=[{:?}]", empty.to_str().unwrap());
+    check_refused(&run(&place, &["--set", &set]), 1, &["empty.txt"]);
+}
+
+#[test]
+fn a_port_in_use_is_named() {
+    let place = Place::new();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    check_refused(&run(&place, &["--http", &address]), 1, &[&address]);
+}
+
+#[test]
+fn state_that_cannot_be_used_is_named() {
+    let place = Place::new();
+    std::fs::write(place.data_dir(), "a file where a directory should be").unwrap();
+    check_refused(&run(&place, &[]), 1, &[place.data_dir().to_str().unwrap()]);
+}
+
+#[test]
+fn state_of_another_run_is_refused_and_kept() {
+    let place = Place::new();
+    let output = run(&place, &["--rounds", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    check_refused(&run(&place, &["--set", "run.inner.lr_peak=0.5"]), 1, &["state", "another --data-dir"]);
+    assert!(has_state(&place.data_dir()));
+}
+
+fn has_state(data_dir: &Path) -> bool {
+    std::fs::read_dir(data_dir.join("state")).unwrap().count() > 1
+}
