@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use ractor::rpc::CallResult;
-use ractor::{ActorRef, Message, RpcReplyPort};
+use ractor::{ActorId, ActorRef, Message, RpcReplyPort};
 
 /// The actors of a node, in the order in which they are started; they are stopped in reverse.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
@@ -46,6 +46,18 @@ impl fmt::Display for Leaf {
     }
 }
 
+/// An actor that has let a deadline pass. It is named by its id, so that its successor is not taken for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{leaf} did not answer within {deadline:?}")]
+pub struct Hung {
+    /// Which of the six.
+    pub leaf: Leaf,
+    /// Which incarnation.
+    pub actor: ActorId,
+    /// What it was given.
+    pub deadline: Duration,
+}
+
 /// Why a question got no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum AskError {
@@ -53,8 +65,8 @@ pub enum AskError {
     #[error("{0} is gone")]
     Gone(Leaf),
     /// The actor said nothing in time; it is to be killed and replaced.
-    #[error("{0} did not answer within {1:?}")]
-    Hung(Leaf, Duration),
+    #[error("{0}")]
+    Hung(Hung),
 }
 
 /// Asks `leaf` and waits for its answer.
@@ -69,7 +81,7 @@ pub async fn ask<M: Message, T: Send + 'static>(
 ) -> Result<T, AskError> {
     match actor.call(question, Some(within)).await {
         Ok(CallResult::Success(answer)) => Ok(answer),
-        Ok(CallResult::Timeout) => Err(AskError::Hung(leaf, within)),
+        Ok(CallResult::Timeout) => Err(AskError::Hung(Hung { leaf, actor: actor.get_id(), deadline: within })),
         Ok(CallResult::SenderError) | Err(_) => Err(AskError::Gone(leaf)),
     }
 }

@@ -31,7 +31,7 @@ use crate::chain_writer::{self, ChainWriter};
 use crate::compressor::{self, Compressor};
 use crate::gauntlet::{self, Gauntlet};
 use crate::gpu_worker::{self, GpuWorker};
-use crate::leaf::{AskError, Leaf, ask};
+use crate::leaf::{AskError, Hung, Leaf, ask};
 use crate::node::Parts;
 use crate::peer_sync::{self, PeerSync};
 use crate::round_clock::{self, RoundClock};
@@ -111,8 +111,8 @@ struct Refs {
 pub enum Msg {
     /// The back-off of a dead child is over.
     Restart(Leaf),
-    /// A child has let this deadline pass.
-    Hung(Leaf, Duration),
+    /// A child has let a deadline pass.
+    Hung(Hung),
     /// Time to ask RoundClock for a sign of life.
     HeartBeat,
     /// End the node in order, with this exit code.
@@ -143,7 +143,7 @@ impl Actor for Supervisor {
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Restart(leaf) => state.start(leaf, &me).await,
-            Msg::Hung(leaf, deadline) => state.kill(leaf, deadline),
+            Msg::Hung(hung) => state.kill(&hung),
             Msg::HeartBeat => state.ask_for_sign_of_life(&me),
             Msg::Stop(code) => state.stop(code, &me),
         }
@@ -265,11 +265,13 @@ impl State {
         me.send_after(back_off, move || Msg::Restart(leaf));
     }
 
-    fn kill(&mut self, leaf: Leaf, deadline: Duration) {
-        let Some(cell) = self.children.get(&leaf).and_then(|child| child.cell.as_ref()) else { return };
-        warn!(actor = leaf.name(), "actor is hung and is killed");
-        self.parts.journal.actor_hung(leaf, deadline);
+    /// Several questions may have waited for the same hung actor: its successor has nothing to do with them.
+    fn kill(&mut self, hung: &Hung) {
+        let child = self.children.get(&hung.leaf).and_then(|child| child.cell.as_ref());
+        let Some(cell) = child.filter(|cell| cell.get_id() == hung.actor) else { return };
+        warn!(actor = hung.leaf.name(), "actor is hung and is killed");
         cell.kill();
+        self.parts.journal.actor_hung(hung.leaf, hung.deadline);
     }
 
     fn ask_for_sign_of_life(&self, me: &ActorRef<Msg>) {
@@ -280,8 +282,8 @@ impl State {
         let me = me.clone();
         tokio::spawn(async move {
             let sign = ask(Leaf::RoundClock, &round_clock, HEART_BEAT_TIMEOUT, round_clock::Msg::Ping).await;
-            if let Err(AskError::Hung(leaf, deadline)) = sign {
-                drop(me.cast(Msg::Hung(leaf, deadline)));
+            if let Err(AskError::Hung(hung)) = sign {
+                drop(me.cast(Msg::Hung(hung)));
             }
         });
     }

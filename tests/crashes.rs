@@ -28,7 +28,9 @@ const SIBLING: u16 = 1;
 async fn check(expected: Expected) {
     let victim = harness::Member { name: "victim", role: "both", stake: 1_000, seed: 1 };
     let (sibling, leader) = (miner("sibling", 2), validator("leader", 3));
-    let world = World::new(&[victim.clone(), sibling.clone(), leader.clone()], &[]).await;
+    // Something to burn gives validators weights to set from the first round on.
+    let sets = ["run.gauntlet.burn_share=0.1", "run.gauntlet.burn_uid=1"];
+    let world = World::new(&[victim.clone(), sibling.clone(), leader.clone()], &sets).await;
     let Expected { actor, points, kind } = expected;
     let faults: Vec<String> =
         points.iter().enumerate().map(|(i, point)| format!("{actor}:{point}:{}:{kind}", 2 * i + 1)).collect();

@@ -274,8 +274,8 @@ fn no_ground() -> Trouble {
 
 /// A worker that died after the outer step is asked to load the new θ by the procedure that finds the node's place.
 fn displaced(trouble: Trouble, desk: &Desk) -> Trouble {
-    if let Trouble::Leaf(AskError::Hung(leaf, deadline)) = &trouble {
-        desk.report_hung(*leaf, *deadline);
+    if let Trouble::Leaf(AskError::Hung(hung)) = &trouble {
+        desk.report_hung(*hung);
     }
     Trouble::Displaced(trouble.to_string())
 }

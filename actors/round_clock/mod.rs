@@ -27,7 +27,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{debug, info, warn};
 
 use crate::chain::Heads;
-use crate::leaf::{AskError, Leaf, answer, ask};
+use crate::leaf::{AskError, Hung, Leaf, answer, ask};
 use crate::node::Parts;
 use crate::supervisor::{self, Leaves};
 use crate::{chain_writer, gpu_worker, peer_sync};
@@ -280,7 +280,7 @@ impl State {
     async fn on_trouble(&mut self, round: Round, which: Beside, trouble: &Trouble) {
         warn!(%round, procedure = which.name(), reason = %trouble, "a procedure failed");
         match trouble {
-            Trouble::Leaf(AskError::Hung(leaf, deadline)) => self.desk.report_hung(*leaf, *deadline),
+            Trouble::Leaf(AskError::Hung(hung)) => self.desk.report_hung(*hung),
             Trouble::OffDigest { agreed, own } => self.desk.parts.journal.digest_mismatch(round, *own, *agreed),
             Trouble::Displaced(_) => {
                 self.find_place();
@@ -315,8 +315,8 @@ impl State {
 }
 
 impl Desk {
-    fn report_hung(&self, leaf: Leaf, deadline: Duration) {
-        drop(self.supervisor.cast(supervisor::Msg::Hung(leaf, deadline)));
+    fn report_hung(&self, hung: Hung) {
+        drop(self.supervisor.cast(supervisor::Msg::Hung(hung)));
     }
 
     /// Lets the model write a few lines, then ends the node.

@@ -24,6 +24,9 @@ use convoke_node::node::{AddressBook, Node, Plan, Surroundings};
 /// Rounds of 14 blocks of 100 ms.
 pub const BLOCK_TIME: Duration = Duration::from_millis(100);
 
+/// Events of each node that a failed test shows.
+const LAST_WORDS: usize = 60;
+
 /// What makes the default run small. Every line is one `--set`.
 pub const SMALL: &[&str] = &[
     "run.name=test",
@@ -57,12 +60,17 @@ pub fn small_text(dir: &std::path::Path) -> PathBuf {
     path
 }
 
+/// Worlds of one test binary run one after the other: blocks are real time, and two worlds on two cores would be late
+/// for each other's.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
 /// A chain and the nodes around it.
 pub struct World {
     pub dir: tempfile::TempDir,
     pub host: Host,
     addresses: AddressBook,
     sets: Vec<String>,
+    _turn: tokio::sync::MutexGuard<'static, ()>,
 }
 
 /// Who a node is to be.
@@ -85,6 +93,7 @@ pub const fn validator(name: &'static str, seed: u64) -> Member {
 impl World {
     /// A chain with `members` registered, in this order of uids.
     pub async fn new(members: &[Member], sets: &[&str]) -> Self {
+        let turn = TURN.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let text = small_text(dir.path());
         let mut all: Vec<String> = SMALL.iter().map(ToString::to_string).collect();
@@ -92,7 +101,7 @@ impl World {
         all.extend(sets.iter().map(ToString::to_string));
         let config = HostConfig { block_time: BLOCK_TIME, finality_depth: 2, pace: Pace::Real, file: None };
         let host = Host::start(&development_genesis(3, 1), config).unwrap();
-        let world = Self { dir, host, addresses: Arc::default(), sets: all };
+        let world = Self { dir, host, addresses: Arc::default(), sets: all, _turn: turn };
         for member in members {
             let hotkey = Identity::of_seed(member.seed).keypair().hotkey();
             world.host.dev_register(hotkey, Stake(member.stake)).await.unwrap();
@@ -125,8 +134,21 @@ impl World {
         while !done() {
             heads.changed().await.unwrap();
             let block = heads.borrow_and_update().best.number.0;
-            assert!(block < first + blocks_max, "not within {blocks_max} blocks: {what}");
+            assert!(block < first + blocks_max, "not within {blocks_max} blocks: {what}\n{}", self.last_words());
         }
+    }
+
+    /// The last events of every node: what a failed test is understood by.
+    fn last_words(&self) -> String {
+        let nodes = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path().join(events::FILE_NAME));
+        let mut words = String::new();
+        for path in nodes {
+            let text = std::fs::read_to_string(path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().collect();
+            words.push_str(&lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n"));
+            words.push_str("\n\n");
+        }
+        words
     }
 
     pub fn events(&self, member: &Member) -> Vec<Line> {
