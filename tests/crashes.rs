@@ -39,18 +39,20 @@ async fn check(expected: Expected) {
         vec![world.start(&victim, &faults).await, world.start(&sibling, &[]).await, world.start(&leader, &[]).await];
 
     let n_faults = points.len() as u64;
-    let struck = |events: &[Line]| {
-        events.iter().filter(|line| matches!(line.event, Event::FaultInjected { .. })).count() as u64
-    };
+    let struck =
+        |events: &[Line]| events.iter().filter(|line| matches!(line.event, Event::FaultInjected { .. })).count() as u64;
     let healed = || {
         let last_fault = 2 * n_faults - 1;
         let digests = harness::digests(&world.events(&victim));
         struck(&world.events(&victim)) == n_faults && digests.keys().any(|round| round.0 >= last_fault + 3)
     };
-    world.until("all faults have struck and two rounds are completed after the last", 60 * (2 * n_faults + 6), healed).await;
+    world
+        .until("all faults have struck and two rounds are completed after the last", 60 * (2 * n_faults + 6), healed)
+        .await;
     stop(nodes).await;
 
-    let [victim_events, sibling_events, leader_events] = [&victim, &sibling, &leader].map(|member| world.events(member));
+    let [victim_events, sibling_events, leader_events] =
+        [&victim, &sibling, &leader].map(|member| world.events(member));
     assert_one_digest_a_round(&[victim_events.clone(), sibling_events.clone(), leader_events.clone()]);
     let restarts = restarts(&victim_events);
     assert_eq!(restarts.get(actor), Some(&n_faults), "{restarts:?}");
@@ -150,7 +152,9 @@ async fn a_spent_restart_budget_is_an_ordered_stop_with_code_70() {
     let node = world.start(&ada, &["round-clock:head:0:panic"; 6]).await;
     assert_eq!(node.ended().await, EXIT_BUDGET_SPENT);
     let events = world.events(&ada);
-    assert!(events.iter().any(|line| matches!(&line.event, Event::BudgetSpent { actor, .. } if actor == "round-clock")));
+    assert!(
+        events.iter().any(|line| matches!(&line.event, Event::BudgetSpent { actor, .. } if actor == "round-clock"))
+    );
     let last = events.last().map(|line| &line.event);
     assert_eq!(last, Some(&Event::Stopped { exit_code: i32::from(EXIT_BUDGET_SPENT) }));
 }

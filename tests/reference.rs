@@ -6,7 +6,9 @@
 mod harness;
 
 use convoke::terms::{Round, Uid};
-use harness::{World, assert_one_digest_a_round, contributors, digests, miner, part, reference, sealed_steps, stop, validator};
+use harness::{
+    World, assert_one_digest_a_round, contributors, digests, miner, part, reference, sealed_steps, stop, validator,
+};
 
 const ROUNDS: usize = 5;
 
@@ -44,7 +46,10 @@ async fn two_miners_and_a_validator_compute_what_the_reference_computes() {
         }
         both_contributed += usize::from(parts.iter().filter(|part| part.applied).count() == 2);
         let expected = plain.round(round, &seeds[&round], &parts);
-        assert!(digest.is_none_or(|digest| digest == expected), "round {round}: {digest:?}, the reference has {expected:?}");
+        assert!(
+            digest.is_none_or(|digest| digest == expected),
+            "round {round}: {digest:?}, the reference has {expected:?}"
+        );
     }
     assert!(both_contributed >= 2, "the test has seen both miners' payloads in {both_contributed} rounds only");
 }

@@ -140,7 +140,8 @@ impl World {
 
     /// The last events of every node: what a failed test is understood by.
     fn last_words(&self) -> String {
-        let nodes = std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path().join(events::FILE_NAME));
+        let nodes =
+            std::fs::read_dir(self.dir.path()).unwrap().map(|entry| entry.unwrap().path().join(events::FILE_NAME));
         let mut words = String::new();
         for path in nodes {
             let text = std::fs::read_to_string(path).unwrap_or_default();
@@ -236,7 +237,8 @@ pub fn reference(config: &NodeConfig, miners: &[Member]) -> Reference<Tokens> {
 pub fn reference_of(config: &NodeConfig, peers: Vec<HotkeyPair>) -> Reference<Tokens> {
     let run: &RunSpec = &config.run;
     let dataset =
-        Dataset::open(&config.data, &run.data, run.model.context_len, run.model.vocab_size, &config.node.data_dir).unwrap();
+        Dataset::open(&config.data, &run.data, run.model.context_len, run.model.vocab_size, &config.node.data_dir)
+            .unwrap();
     let run_id = run.run_id(&dataset.digest());
     let device = convoke_node::gpu_worker::find("cpu").unwrap();
     Reference::new(run.clone(), run_id, Tokens(dataset), device, peers).unwrap()
