@@ -248,8 +248,25 @@ impl Journal {
     /// θ is not the agreed one.
     pub fn digest_mismatch(&self, round: Round, own: Digest, agreed: Digest) {
         self.events.record(round, Event::DigestMismatch { own, agreed });
+        self.events.record(round, Event::ResyncStarted { reason: "θ is off the agreed digest".to_owned() });
         self.status.theta_held(false);
         self.metrics.round.digest_mismatches.increment(1);
+    }
+
+    /// What the node has on disk is not the agreed θ either.
+    pub fn resync_failed(&self) {
+        self.metrics.round.resyncs.with(["failed"]).increment(1);
+    }
+
+    /// The node holds the agreed θ again.
+    pub fn resynced(&self, round: Round, digest: Digest, took: Duration) {
+        self.events.record(round, Event::ResyncDone { digest, seconds: took.as_secs_f64() });
+        self.metrics.round.resyncs.with(["done"]).increment(1);
+    }
+
+    /// Finality is too far behind the best head for seeds to be drawn in time.
+    pub fn finality_lagging(&self, lag_blocks: u64) {
+        self.events.record(None, Event::FinalityLagging { lag_blocks });
     }
 
     /// An actor runs.

@@ -75,6 +75,8 @@ pub enum Msg {
     Head(Block),
     /// A call has met its fate.
     Settled(Box<Settled>),
+    /// A sign of life is wanted.
+    Ping(RpcReplyPort<()>),
 }
 
 /// How a call went.
@@ -115,6 +117,7 @@ impl Actor for ChainWriter {
             Msg::Weights(round, shares, until, port) => state.weights(round, shares, until, port).await?,
             Msg::Head(block) => state.on_head(block),
             Msg::Settled(settled) => state.settled(*settled).await?,
+            Msg::Ping(port) => answer(port, ()),
         }
         state.pump(&me).await;
         Ok(())

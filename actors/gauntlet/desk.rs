@@ -15,6 +15,7 @@ use convoke::payload::{self, Payload};
 use convoke::sparseloco;
 use convoke::terms::{Block, BlockHash, Digest, Hotkey, Round};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use super::{
     CheckRequest, Claim, Evaluation, Gathered, Passed, PlanRequest, ProposeRequest, Rated, Rejection, SECTION,
@@ -23,6 +24,8 @@ use super::{
 use crate::leaf::Leaf;
 use crate::node::Parts;
 
+/// Holds the standing after a match that ended between two boundaries.
+const RATED_SECTION: &str = "gauntlet-rated";
 /// Records used in this many rounds back are known as replays; older ones fail by their error feedback anyway.
 const REPLAY_ROUNDS: u64 = 64;
 
@@ -32,22 +35,36 @@ pub(super) struct Desk {
     standing: Standing,
     /// Hashes of the records that passed in each of the last rounds.
     used: BTreeMap<Round, Vec<[u8; 32]>>,
+    /// The last round whose match is in the standing.
+    rated: Option<Round>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct Boundary {
     standing: Standing,
     used: BTreeMap<Round, Vec<[u8; 32]>>,
+    rated: Option<Round>,
 }
 
 impl Desk {
+    /// The newest standing on disk: the boundary's, or that of a match which ended after it.
+    ///
+    /// # Panics
+    /// When there is a boundary and it cannot be read: ratings that took many rounds are not begun anew for a full table
+    /// of open files.
     pub fn load(parts: Arc<Parts>) -> Self {
-        let latest = parts.store.latest().ok().flatten();
-        let section = latest.and_then(|round| parts.store.read(round, SECTION).ok());
-        let boundary = section.and_then(|bytes| postcard::from_bytes::<Boundary>(&bytes).ok());
-        let Boundary { standing, used } =
-            boundary.unwrap_or_else(|| Boundary { standing: Standing::new(), used: BTreeMap::new() });
-        Self { parts, standing, used }
+        let latest = parts.store.latest().unwrap_or_else(|error| panic!("{error}"));
+        let boundary = latest.map(|round| {
+            let read = |section: &str| {
+                let bytes = parts.store.read(round, section).map_err(|error| error.to_string())?;
+                postcard::from_bytes::<Boundary>(&bytes).map_err(|error| error.to_string())
+            };
+            let boundary = read(SECTION).unwrap_or_else(|error| panic!("the ratings of round {round}: {error}"));
+            read(RATED_SECTION).ok().filter(|rated| rated.rated > boundary.rated).unwrap_or(boundary)
+        });
+        let empty = || Boundary { standing: Standing::new(), used: BTreeMap::new(), rated: None };
+        let Boundary { standing, used, rated } = boundary.unwrap_or_else(empty);
+        Self { parts, standing, used, rated }
     }
 
     pub fn check(&mut self, request: CheckRequest) -> Gathered {
@@ -56,11 +73,13 @@ impl Desk {
         self.standing = registered_only(&self.standing, &registered.iter().copied().collect(), round);
         let earlier: BTreeSet<[u8; 32]> =
             self.used.iter().filter(|(used_in, _)| **used_in < round).flat_map(|(_, used)| used).copied().collect();
-        let mut delivered: BTreeMap<_, _> = delivered.into_iter().collect();
+        // Two claims may name one payload: each is judged on the bytes, and what one claim gets wrong costs nobody else.
+        let delivered: BTreeMap<_, Arc<[u8]>> =
+            delivered.into_iter().filter_map(|(hash, bytes)| Some((hash, bytes.ok()?))).collect();
         let mut gathered = Gathered::default();
         let mut order = Vec::new();
         for claim in claims {
-            let bytes = delivered.remove(&claim.seal.payload.0);
+            let bytes = delivered.get(&claim.seal.payload.0).cloned();
             let ground = Ground { round, seed: &request.seed, base: request.base, theta: &request.theta };
             match self.check_one(&claim, bytes, &ground, &earlier) {
                 Ok(payload) => {
@@ -81,7 +100,7 @@ impl Desk {
     fn check_one(
         &self,
         claim: &Claim,
-        bytes: Option<Result<Arc<[u8]>, String>>,
+        bytes: Option<Arc<[u8]>>,
         ground: &Ground<'_>,
         earlier: &BTreeSet<[u8; 32]>,
     ) -> Result<Payload, RejectReason> {
@@ -110,7 +129,7 @@ impl Desk {
             sealed_at: claim.place.0,
         };
         check_seal(&sealed, &expected)?;
-        let bytes = bytes.and_then(Result::ok).ok_or(RejectReason::Missing)?;
+        let bytes = bytes.ok_or(RejectReason::Missing)?;
         let payload = Payload::parse(bytes, &self.parts.layout, &run.sparse)
             .map_err(|malformed| RejectReason::Malformed(malformed.reason().to_owned()))?;
         let header = payload.header();
@@ -177,7 +196,8 @@ impl Desk {
             let used = passed.payload.header().inner_steps as usize * batch;
             let draw = EvalDraw { seed: request.draw, validator: me, peer: *hotkey };
             let samples = eval_samples(&draw, &all, used, n_samples, run.gauntlet.eval_sequences);
-            Some(Evaluation {
+            // Where everybody is assigned everything there is nothing to compare with.
+            (!samples.unassigned.is_empty() && !samples.assigned.is_empty()).then(|| Evaluation {
                 hotkey: *hotkey,
                 uid: passed.uid,
                 payload: Arc::clone(&passed.payload),
@@ -203,7 +223,12 @@ impl Desk {
         );
         // A validator never judges itself, not even by noting that it took part.
         outcomes.retain(|(hotkey, _)| *hotkey != me);
-        self.standing = after_match(&self.standing, round, &outcomes, &self.parts.config.run.gauntlet);
+        // A match that is repeated after a crash elsewhere counts once.
+        if self.rated < Some(round) {
+            self.standing = after_match(&self.standing, round, &outcomes, &self.parts.config.run.gauntlet);
+            self.rated = Some(round);
+            self.keep_match();
+        }
         let slots = gathered.passed.iter().map(|passed| (passed.uid, passed.hotkey));
         let slots = slots.chain(gathered.rejected.iter().map(|rejection| (rejection.uid, rejection.hotkey)));
         slots.filter_map(|(uid, hotkey)| Some(Rated { uid, rating: self.standing.get(&hotkey)?.rating })).collect()
@@ -216,9 +241,22 @@ impl Desk {
 
     pub fn save(&self, round: Round) -> Result<(), String> {
         self.parts.faults.point_on_thread(Leaf::Gauntlet, "save", round);
-        let boundary = Boundary { standing: self.standing.clone(), used: self.used.clone() };
+        self.write(round, SECTION)
+    }
+
+    /// A match ends whenever the device had time for it; a stop before the next boundary must not lose it.
+    fn keep_match(&self) {
+        let latest = self.parts.store.latest().ok().flatten();
+        if let Some(Err(error)) = latest.map(|round| self.write(round, RATED_SECTION)) {
+            warn!(error, "the match will be written with the next boundary");
+        }
+    }
+
+    fn write(&self, round: Round, section: &str) -> Result<(), String> {
+        let Self { standing, used, rated, .. } = self;
+        let boundary = Boundary { standing: standing.clone(), used: used.clone(), rated: *rated };
         let bytes = postcard::to_allocvec(&boundary).map_err(|error| error.to_string())?;
-        self.parts.store.write(round, SECTION, &bytes).map_err(|error| error.to_string())
+        self.parts.store.write(round, section, &bytes).map_err(|error| error.to_string())
     }
 }
 

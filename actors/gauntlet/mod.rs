@@ -47,8 +47,8 @@ pub struct Claim {
     pub uid: Uid,
     /// Who sealed.
     pub hotkey: Hotkey,
-    /// Where the payload can be had.
-    pub endpoint: EndpointId,
+    /// Where the payload can be had, if its owner has proven an endpoint of its own.
+    pub endpoint: Option<EndpointId>,
     /// What was sealed.
     pub seal: Seal,
     /// Block and place in it: the order that tells an original from its copy.
@@ -113,7 +113,10 @@ impl Gathered {
     #[must_use]
     pub fn find(&self, entry: &Entry) -> Option<&Passed> {
         self.passed.iter().find(|passed| {
-            passed.uid == entry.uid && passed.hotkey == entry.hotkey && passed.payload.hash() == entry.payload
+            passed.uid == entry.uid
+                && passed.hotkey == entry.hotkey
+                && passed.payload.hash() == entry.payload
+                && passed.payload.bytes().len() as u64 == entry.payload_bytes
         })
     }
 

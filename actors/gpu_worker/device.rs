@@ -137,7 +137,7 @@ impl Desk {
             None => {
                 let spec = &self.parts.config.run.model;
                 let model = Llama::from_tensors(spec, &self.device, |idx| tensor(&self.parts, &theta, idx));
-                let optimiser = self.saved_averages(&model).unwrap_or_else(|| AdamW::new(&model));
+                let optimiser = self.averages_for(round, &model).unwrap_or_else(|| AdamW::new(&model));
                 self.held = Some(Held { round, theta, model, optimiser });
             }
         }
@@ -231,15 +231,15 @@ impl Desk {
         [0, 1].map(|set: usize| mean(replicas.losses(judge, sets[set].clone()).into_iter().flatten()))
     }
 
-    pub fn save(&mut self, round: Round) -> Result<(), String> {
+    /// Whether the section is written: not when a worker that was replaced in between does not hold this round's θ.
+    pub fn save(&mut self, round: Round) -> Result<bool, String> {
         self.parts.faults.point_on_thread(Leaf::GpuWorker, "save", round);
-        match &self.held {
-            Some(held) if held.round == round => {}
-            _ => return Err(format!("the worker does not hold θ of round {round}")),
+        if self.held.as_ref().is_none_or(|held| held.round != round) {
+            return Ok(false);
         }
         self.save_averages(round, SECTION)?;
         self.trained = None;
-        Ok(())
+        Ok(true)
     }
 
     pub fn write(&self, prompt: &str, tokens: usize) -> String {
@@ -261,14 +261,30 @@ impl Desk {
         self.parts.store.write(round, section, &bytes).map_err(|error| error.to_string())
     }
 
+    /// The averages of the newest boundary.
+    ///
+    /// # Panics
+    /// When there is a boundary and it cannot be read: the supervisor tries again, with nothing forgotten.
     fn saved_averages(&self, model: &Llama) -> Option<AdamW> {
-        let round = self.parts.store.latest().ok().flatten()?;
-        self.read_averages(round, SECTION, model)
+        let round = self.parts.store.latest().unwrap_or_else(|error| panic!("{error}"))?;
+        let averages = self.read_averages(round, SECTION, model);
+        Some(averages.unwrap_or_else(|| panic!("the optimiser of round {round} cannot be read")))
+    }
+
+    /// The averages that go with θ of `round`. When θ has moved past the boundary, what was trained since is beside it.
+    fn averages_for(&self, round: Round, model: &Llama) -> Option<AdamW> {
+        let boundary = self.parts.store.latest().unwrap_or_else(|error| panic!("{error}"));
+        let trained_in = boundary.unwrap_or_default();
+        let trained = (round > trained_in).then(|| self.read_averages(trained_in, PENDING_SECTION, model)).flatten();
+        trained.or_else(|| self.saved_averages(model))
     }
 
     fn read_averages(&self, round: Round, section: &str, model: &Llama) -> Option<AdamW> {
         let bytes = self.parts.store.read(round, section).ok()?;
         let (head, mut rest) = postcard::take_from_bytes::<AveragesHead>(&bytes).ok()?;
+        if head.round != round {
+            return None;
+        }
         let lens = self.parts.layout.tensors().iter().map(|tensor| tensor.shape.iter().product());
         let mut take = || lens.clone().map(|len| take_f32s(&mut rest, len)).collect::<Option<Vec<_>>>();
         let (mut first, mut second) = (take()?, take()?);

@@ -78,8 +78,8 @@ pub enum Msg {
     Save {
         /// The round.
         round: Round,
-        /// Takes the outcome.
-        port: RpcReplyPort<Result<(), String>>,
+        /// Takes whether it is written: not when the worker does not hold this round's θ.
+        port: RpcReplyPort<Result<bool, String>>,
     },
     /// Let the model write.
     Write {

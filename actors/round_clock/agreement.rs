@@ -6,17 +6,18 @@ use std::time::Duration;
 
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::Payload;
-use convoke::round::{Ballot, Phase, ballot};
-use convoke::terms::{Block, BlockHash, EndpointId, ManifestHash, Round};
+use convoke::round::{Ballot, Phase, Voter, ballot};
+use convoke::terms::{Block, EndpointId, ManifestHash, Round};
+use tracing::warn;
 
-use super::board::{Ground, Update};
+use super::board::{Decided, Ground, Update};
 use super::claims::Registry;
-use super::{Beside, Desk, Trouble};
+use super::{Beside, Desk, Trouble, deadline};
 use crate::chain_writer;
 use crate::compressor::{self, Decision, Refused};
 use crate::gauntlet::{self, Gathered};
 use crate::gpu_worker;
-use crate::leaf::{AskError, Leaf, ask};
+use crate::leaf::{Leaf, ask};
 use crate::peer_sync::{self, Kind, Reveal, SizeRule, Wanted};
 
 impl Desk {
@@ -48,24 +49,18 @@ impl Desk {
             hash: claim.seal.payload.0,
             size: SizeRule::Exactly(claim.seal.payload_bytes),
             kind: Kind::Payload,
-            holders: std::iter::once(claim.endpoint).chain(validators.iter().copied()).collect(),
+            holders: claim.endpoint.into_iter().chain(validators.iter().copied()).collect(),
         });
         let wanted: Vec<Wanted> = wanted.collect();
         // The answer needs a little longer than the fetches it waits for.
         let question = |port| peer_sync::Msg::Gather { round, wanted, within, port };
         let delivered = ask(Leaf::PeerSync, &self.leaves.peer_sync, within + GRACE, question).await?;
-        let seed = self.hash_of(self.parts.schedule.seed_block(round)).await?;
+        let seed = self.seed(round, within).await?;
         let registered = registry.metagraph.neurons.iter().map(|neuron| neuron.hotkey).collect();
         let theta = Arc::clone(&ground.theta);
         let request = gauntlet::CheckRequest { round, seed, base: ground.digest, theta, claims, delivered, registered };
         let question = |port| gauntlet::Msg::Check(request, port);
         Ok(ask(Leaf::Gauntlet, &self.leaves.gauntlet, within + GRACE, question).await?)
-    }
-
-    /// From now on those in the registry, and nobody else, may connect.
-    fn admit(&self, registry: &Registry) {
-        let members = registry.metagraph.neurons.iter().filter_map(|neuron| registry.endpoint(&neuron.hotkey));
-        drop(self.leaves.peer_sync.cast(peer_sync::Msg::Admit(members.collect())));
     }
 
     pub fn vote(
@@ -85,8 +80,10 @@ impl Desk {
             match ballot(&desk.parts.schedule, round, block, &voters, &me, &refused) {
                 Ballot::Keep => Ok(Update::Voted { round, refused: None }),
                 Ballot::Propose => desk.propose(round, &ground, gathered).await,
-                Ballot::Endorse { proposer, manifest } => {
-                    let holders = registry.endpoint(&proposer).into_iter().collect();
+                Ballot::Endorse { manifest, .. } => {
+                    let has_voted = |voter: &&Voter| voter.vote == Some(manifest);
+                    let voted = voters.iter().filter(has_voted);
+                    let holders = voted.filter_map(|voter| registry.endpoint(&voter.hotkey)).collect();
                     desk.endorse(round, &ground, &gathered, manifest, holders).await
                 }
             }
@@ -95,7 +92,7 @@ impl Desk {
 
     async fn propose(&self, round: Round, ground: &Ground, gathered: Arc<Gathered>) -> Result<Update, Trouble> {
         let within = self.within(Phase::AwaitingManifest, round);
-        let seed = self.hash_of(self.parts.schedule.seed_block(round)).await?;
+        let seed = self.seed(round, within).await?;
         let request = gauntlet::ProposeRequest { round, base: ground.digest, prev: ground.prev, gathered, seed };
         let question = |port| gauntlet::Msg::Propose(request, port);
         // Without a contribution there is nothing to propose, and the round is null.
@@ -114,15 +111,19 @@ impl Desk {
         holders: Vec<EndpointId>,
     ) -> Result<Update, Trouble> {
         let within = self.within(Phase::AwaitingManifest, round);
-        let manifest = self.fetch_manifest(round, hash, holders, within).await?;
-        let vouched = manifest.round == round
-            && manifest.base == ground.digest
-            && manifest.prev == ground.prev
-            && manifest.entries.iter().all(|entry| gathered.find(entry).is_some());
-        if !vouched {
-            return Ok(Update::Voted { round, refused: Some(hash) });
+        // A validator that votes for what nobody can get must not hold up those after it.
+        let refused = Ok(Update::Voted { round, refused: Some(hash) });
+        let patience = self.parts.chain.block_time().max(deadline::AT_LEAST / 4);
+        let Ok(fetched) = self.fetch_manifest(round, hash, holders, within.min(patience)).await else { return refused };
+        let vouched = fetched.filter(|manifest| {
+            manifest.follows(round, ground)
+                && manifest.base == ground.digest
+                && manifest.entries.iter().all(|entry| gathered.find(entry).is_some())
+        });
+        match vouched {
+            Some(manifest) => self.publish_and_vote(round, &manifest, within).await,
+            None => refused,
         }
-        self.publish_and_vote(round, &manifest, within).await
     }
 
     async fn publish_and_vote(&self, round: Round, manifest: &Manifest, within: Duration) -> Result<Update, Trouble> {
@@ -132,25 +133,28 @@ impl Desk {
         ask(Leaf::PeerSync, &self.leaves.peer_sync, within, question).await?.map_err(Trouble::Outside)?;
         let (manifest, until) = (manifest.hash(), self.parts.schedule.manifest_at(round));
         let question = |port| chain_writer::Msg::Vote(round, manifest, until, port);
-        let voted = ask(Leaf::ChainWriter, &self.leaves.chain_writer, within, question).await?;
-        voted.map_err(Trouble::Outside)?;
+        self.ask_chain_writer(within, question).await?.map_err(Trouble::Outside)?;
         Ok(Update::Voted { round, refused: None })
     }
 
+    /// The manifest of a hash; `None` when what has this hash is no manifest, which is so for everybody.
     async fn fetch_manifest(
         &self,
         round: Round,
         hash: ManifestHash,
         holders: Vec<EndpointId>,
         within: Duration,
-    ) -> Result<Manifest, Trouble> {
+    ) -> Result<Option<Manifest>, Trouble> {
         let contributors_max = self.parts.config.run.gauntlet.contributors_max;
         let size = SizeRule::AtMost(convoke::manifest::len_max(contributors_max) as u64);
         let wanted = vec![Wanted { hash: hash.0, size, kind: Kind::Manifest, holders }];
         let bytes = self.fetch(round, wanted, within).await?.into_iter().next();
         let bytes = bytes.ok_or_else(|| Trouble::Outside("no holder has the manifest".to_owned()))?;
-        Manifest::parse(&bytes, contributors_max)
-            .map_err(|error| Trouble::Outside(format!("the manifest is unusable: {error}")))
+        let parsed = Manifest::parse(&bytes, contributors_max);
+        if let Err(error) = &parsed {
+            warn!(%round, %hash, %error, "a manifest is malformed");
+        }
+        Ok(parsed.ok())
     }
 
     /// All of the wanted, or trouble.
@@ -171,8 +175,9 @@ impl Desk {
             let total = voters.iter().map(|(_, stake)| stake.0).fold(0, u64::saturating_add);
             let votes: Vec<_> =
                 voters.iter().filter_map(|(voter, stake)| Some((voter.hotkey, *stake, voter.vote?))).collect();
+            let null_round = Update::Decided { round, decided: None };
             let Some(hash) = convoke::manifest::decide(&votes, convoke::terms::Stake(total)) else {
-                return Ok(Update::Decided { round, decision: None, uids: vec![], seed: BlockHash::default() });
+                return Ok(null_round);
             };
             let endorsers: Vec<EndpointId> = votes
                 .iter()
@@ -180,17 +185,29 @@ impl Desk {
                 .filter_map(|(hotkey, _, _)| registry.endpoint(hotkey))
                 .collect();
             let manifest = desk.fetch_manifest(round, hash, endorsers.clone(), within).await?;
+            // What the majority has agreed on but nobody can use is a null round, for everybody alike.
+            let Some(manifest) = manifest.filter(|manifest| manifest.follows(round, &ground)) else {
+                return Ok(null_round);
+            };
             if manifest.base != ground.digest {
                 return Err(Trouble::OffDigest { agreed: manifest.base, own: ground.digest });
             }
-            let payloads = desk.payloads_of(round, &manifest, &registry, gathered.as_deref(), &endorsers).await?;
+            let Some(payloads) = desk.payloads_of(round, &manifest, &registry, gathered.as_deref(), &endorsers).await?
+            else {
+                return Ok(null_round);
+            };
+            let seed = desk.seed(round, within).await?;
+            let me = desk.parts.keypair.hotkey();
+            let mine = payloads.iter().find(|payload| payload.header().hotkey == me);
+            let own_seal = mine.map(|payload| (desk.seal_report(payload), payload.header().inner_steps));
             let uids = manifest.entries.iter().map(|entry| entry.uid).collect();
-            let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
-            Ok(Update::Decided { round, decision: Some(Decision { manifest: hash, payloads }), uids, seed })
+            let decision = Decision { manifest: hash, payloads };
+            Ok(Update::Decided { round, decided: Some(Decided { decision, uids, seed, own_seal }) })
         });
     }
 
-    /// Every payload of a manifest, from what was gathered or from any holder.
+    /// Every payload of a manifest, from what was gathered or from any holder; `None` when one of them is not what the
+    /// manifest says, which is so for everybody.
     async fn payloads_of(
         &self,
         round: Round,
@@ -198,25 +215,37 @@ impl Desk {
         registry: &Registry,
         gathered: Option<&Gathered>,
         endorsers: &[EndpointId],
-    ) -> Result<Vec<Arc<Payload>>, Trouble> {
+    ) -> Result<Option<Vec<Arc<Payload>>>, Trouble> {
         let held =
             |entry: &Entry| gathered.and_then(|gathered| gathered.find(entry)).map(|found| Arc::clone(&found.payload));
-        let missing: Vec<&Entry> = manifest.entries.iter().filter(|entry| held(entry).is_none()).collect();
+        let missing: Vec<Entry> = manifest.entries.iter().filter(|entry| held(entry).is_none()).copied().collect();
+        // The run spec, and not the manifest, says how large a payload is.
+        let bytes = convoke::payload::len(&self.parts.layout, &self.parts.config.run.sparse) as u64;
+        if missing.iter().any(|entry| entry.payload_bytes != bytes) {
+            return Ok(None);
+        }
         let wanted = missing.iter().map(|entry| Wanted {
             hash: entry.payload.0,
-            size: SizeRule::Exactly(entry.payload_bytes),
+            size: SizeRule::Exactly(bytes),
             kind: Kind::Payload,
             holders: registry.endpoint(&entry.hotkey).into_iter().chain(endorsers.iter().copied()).collect(),
         });
-        let bytes = self.fetch(round, wanted.collect(), self.within(Phase::Deciding, round)).await?;
-        let parts = Arc::clone(&self.parts);
-        let parse = move || -> Result<Vec<Arc<Payload>>, String> {
-            let parse = |bytes| Payload::parse(bytes, &parts.layout, &parts.config.run.sparse).map(Arc::new);
-            bytes.into_iter().map(|bytes| parse(bytes).map_err(|error| error.to_string())).collect()
+        let fetched = self.fetch(round, wanted.collect(), self.within(Phase::Deciding, round)).await?;
+        let (parts, base) = (Arc::clone(&self.parts), manifest.base);
+        let parse = move || -> Option<Vec<Arc<Payload>>> {
+            let parse = |(bytes, entry): (Arc<[u8]>, &Entry)| {
+                let payload = Payload::parse(bytes, &parts.layout, &parts.config.run.sparse).ok()?;
+                let header = payload.header();
+                let said = (header.run_id, header.round, header.base, header.hotkey, header.uid);
+                (said == (parts.run_id, round, base, entry.hotkey, entry.uid)).then(|| Arc::new(payload))
+            };
+            fetched.into_iter().zip(&missing).map(parse).collect()
         };
         let parsed = tokio::task::spawn_blocking(parse).await.map_err(|error| Trouble::Outside(error.to_string()))?;
-        let mut fetched = parsed.map_err(Trouble::Outside)?.into_iter();
-        Ok(manifest.entries.iter().filter_map(|entry| held(entry).or_else(|| fetched.next())).collect())
+        Ok(parsed.map(|fetched| {
+            let mut fetched = fetched.into_iter();
+            manifest.entries.iter().filter_map(|entry| held(entry).or_else(|| fetched.next())).collect()
+        }))
     }
 
     pub fn outer_step(&self, round: Round, decision: Option<Decision>) {
@@ -231,22 +260,22 @@ impl Desk {
                 Err(refused @ Refused::OtherRound { .. }) => return Err(Trouble::Displaced(refused.to_string())),
                 Err(refused) => return Err(Trouble::Outside(refused.to_string())),
             };
-            let heldout_loss = match desk.load(round.next(), &stepped.theta, false, within).await {
-                Ok(loss) => loss,
-                // θ has moved: the machine must not ask for this step again, but find its place.
-                Err(trouble) => return Err(displaced(trouble, &desk)),
-            };
+            // If the worker dies now, the step is asked for again and answered as before.
+            let heldout_loss = desk.load(round.next(), &stepped.theta, false, within).await?;
             Ok(Update::Stepped { round, manifest, stepped, heldout_loss })
         });
     }
 
     /// Every actor writes its section; the boundary counts once all are there.
-    pub fn save(&self, round: Round) {
+    pub fn save(&self, round: Round, ground: Option<Ground>) {
         let desk = self.clone();
         self.run(round, Beside::Phase(Phase::Saving), async move {
+            let ground = ground.ok_or_else(no_ground)?;
             let within = desk.within(Phase::Saving, round);
-            let worker = |port| gpu_worker::Msg::Save { round, port };
-            ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, worker).await?.map_err(Trouble::Displaced)?;
+            while !desk.save_worker(round, within).await? {
+                // The worker was replaced since the step: θ first.
+                desk.load(round, &ground.theta, false, within).await?;
+            }
             let compressor = |port| compressor::Msg::Save(round, port);
             match ask(Leaf::Compressor, &desk.leaves.compressor, within, compressor).await? {
                 Ok(()) => {}
@@ -263,6 +292,24 @@ impl Desk {
             Ok(Update::Saved { round })
         });
     }
+
+    async fn save_worker(&self, round: Round, within: Duration) -> Result<bool, Trouble> {
+        let question = |port| gpu_worker::Msg::Save { round, port };
+        ask(Leaf::GpuWorker, &self.leaves.gpu_worker, within, question).await?.map_err(Trouble::Outside)
+    }
+}
+
+/// Whether a manifest is the next one of the run's chain of manifests.
+trait Follows {
+    fn follows(&self, round: Round, ground: &Ground) -> bool;
+}
+
+impl Follows for Manifest {
+    /// Of this round, and after the manifest that made θ. A manifest for another θ is not judged here: then it is this node
+    /// that may be off.
+    fn follows(&self, round: Round, ground: &Ground) -> bool {
+        self.round == round && (self.prev == ground.prev || self.base != ground.digest)
+    }
 }
 
 /// PeerSync answers at its deadline with what it has; this is for the answer itself.
@@ -270,12 +317,4 @@ const GRACE: Duration = Duration::from_secs(1);
 
 fn no_ground() -> Trouble {
     Trouble::Outside("the node does not stand on a round yet".to_owned())
-}
-
-/// A worker that died after the outer step is asked to load the new θ by the procedure that finds the node's place.
-fn displaced(trouble: Trouble, desk: &Desk) -> Trouble {
-    if let Trouble::Leaf(AskError::Hung(hung)) = &trouble {
-        desk.report_hung(*hung);
-    }
-    Trouble::Displaced(trouble.to_string())
 }

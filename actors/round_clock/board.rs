@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use convoke::payload::Payload;
-use convoke::round::{Done, Event, Phase};
+use convoke::round::{Done, Event, Phase, Started};
 use convoke::terms::{Block, BlockHash, Digest, ManifestHash, PayloadHash, Round, Uid, Weight};
 
 use crate::compressor::{Compressed, Decision, Position, Stepped, Theta};
@@ -34,10 +34,10 @@ pub enum Update {
     Started { position: Position, heldout_loss: f64 },
     Trained { round: Round, trained: Trained },
     Compressed { round: Round, compressed: Compressed },
-    Sealed { round: Round, block: Block, payload: Arc<Payload> },
+    Sealed { round: Round, block: Block, seal: SealReport, inner_steps: u32 },
     Gathered { round: Round, gathered: Arc<Gathered> },
     Voted { round: Round, refused: Option<ManifestHash> },
-    Decided { round: Round, decision: Option<Decision>, uids: Vec<Uid>, seed: BlockHash },
+    Decided { round: Round, decided: Option<Decided> },
     Stepped { round: Round, manifest: Option<ManifestHash>, stepped: Stepped, heldout_loss: f64 },
     Saved { round: Round },
     Evaluated { round: Round, standings: Standings },
@@ -45,12 +45,21 @@ pub enum Update {
     Nothing,
 }
 
+/// A round's decision and what is told of it.
+#[derive(Debug)]
+pub struct Decided {
+    pub decision: Decision,
+    pub uids: Vec<Uid>,
+    pub seed: BlockHash,
+    /// The own payload, if the manifest has it, and the inner steps behind it.
+    pub own_seal: Option<(SealReport, u32)>,
+}
+
 /// The board.
 pub struct Board {
     ground: Option<Ground>,
     training: Option<Training>,
     payload: Option<Arc<Payload>>,
-    ratio: f64,
     sealed: Option<PayloadHash>,
     gathered: Option<Arc<Gathered>>,
     decision: Option<Decision>,
@@ -69,7 +78,6 @@ impl Default for Board {
             ground: None,
             training: None,
             payload: None,
-            ratio: 0.0,
             sealed: None,
             gathered: None,
             decision: None,
@@ -103,6 +111,11 @@ impl Board {
 
     pub fn decision(&self) -> Option<Decision> {
         self.decision.clone()
+    }
+
+    /// θ's digest.
+    pub fn digest(&self) -> Digest {
+        self.ground.as_ref().map(|ground| ground.digest).unwrap_or_default()
     }
 
     /// Whether the own payload of the round is on chain.
@@ -157,7 +170,10 @@ impl Board {
             }
             Update::Trained { round, trained } => Some(self.trained(round, trained, journal)),
             Update::Compressed { round, compressed } => Some(self.compressed(round, &compressed, journal)),
-            Update::Sealed { round, block, payload } => Some(self.sealed(round, block, &payload, journal)),
+            Update::Sealed { round, block, seal, inner_steps } => {
+                self.sealed(round, block, seal, inner_steps, journal);
+                Some(Event::Done(round, Done::Sealed))
+            }
             Update::Gathered { round, gathered } => {
                 journal.gathered(round, &gathered);
                 self.gathered = Some(gathered);
@@ -167,14 +183,7 @@ impl Board {
                 self.refused.extend(refused);
                 Some(Event::VoteEnded(round))
             }
-            Update::Decided { round, decision, uids, seed } => {
-                let manifest = decision.as_ref().map(|decision| decision.manifest);
-                if let Some(manifest) = manifest {
-                    journal.decided(round, manifest, uids.clone());
-                }
-                (self.decision, self.decided_uids, self.seed) = (decision, uids, seed);
-                Some(Event::Done(round, Done::Decided(manifest)))
-            }
+            Update::Decided { round, decided } => Some(self.decided(round, decided, journal)),
             Update::Stepped { round, manifest, stepped, heldout_loss } => {
                 Some(self.stepped(round, manifest, stepped, heldout_loss, journal))
             }
@@ -192,11 +201,11 @@ impl Board {
     }
 
     fn started(&mut self, position: Position, heldout_loss: f64, journal: &Journal) -> Event {
-        let Position { round, theta, digest, prev, pending } = position;
+        let Position { round, theta, digest, prev, pending, saved } = position;
         journal.standing_at(round, heldout_loss);
         let payload_held = pending.is_some();
         *self = Self { ground: Some(Ground { theta, digest, prev }), payload: pending, ..Self::default() };
-        Event::Started(round, payload_held)
+        Event::Started(Started { round, payload_held, saved })
     }
 
     fn trained(&mut self, round: Round, trained: Trained, journal: &Journal) -> Event {
@@ -208,16 +217,28 @@ impl Board {
 
     fn compressed(&mut self, round: Round, compressed: &Compressed, journal: &Journal) -> Event {
         journal.compressed(compressed);
-        self.ratio = compressed.ratio;
         self.payload = Some(Arc::clone(&compressed.payload));
         Event::Done(round, Done::Compressed)
     }
 
-    fn sealed(&mut self, round: Round, block: Block, payload: &Payload, journal: &Journal) -> Event {
-        let seal = SealReport { payload: payload.hash(), bytes: payload.bytes().len() as u64, ratio: self.ratio };
-        journal.sealed(round, seal, payload.header().inner_steps, block);
+    fn sealed(&mut self, round: Round, block: Block, seal: SealReport, inner_steps: u32, journal: &Journal) {
+        journal.sealed(round, seal, inner_steps, block);
         self.sealed = Some(seal.payload);
-        Event::Done(round, Done::Sealed)
+    }
+
+    fn decided(&mut self, round: Round, decided: Option<Decided>, journal: &Journal) -> Event {
+        let Some(Decided { decision, uids, seed, own_seal }) = decided else {
+            self.decision = None;
+            return Event::Done(round, Done::Decided(None));
+        };
+        // A seal that was on chain before a crash could be told of it is told when the manifest shows it.
+        if let Some((seal, inner_steps)) = own_seal.filter(|_| self.sealed.is_none()) {
+            self.sealed(round, Block::default(), seal, inner_steps, journal);
+        }
+        let manifest = decision.manifest;
+        journal.decided(round, manifest, uids.clone());
+        (self.decision, self.decided_uids, self.seed) = (Some(decision), uids, seed);
+        Event::Done(round, Done::Decided(Some(manifest)))
     }
 
     /// The round is over: what the next one stands on takes the board.

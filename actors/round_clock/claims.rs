@@ -1,26 +1,26 @@
 //! What the chain says about a round: who has sealed what, and who has voted for what.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
 
-use convoke::chain::commitment::Commitment;
+use convoke::chain::{self, Place};
 use convoke::round::Voter;
 use convoke::terms::{Block, BlockHash, EndpointId, Hotkey, Round, Stake};
+use tracing::debug;
 
 use super::{Desk, Trouble};
 use crate::chain::Metagraph;
 use crate::gauntlet::Claim;
+use crate::peer_sync;
 
-/// The registry and everybody's commitment at one block.
+/// Blocks that finality may lag behind its usual depth before operators are told.
+const FINALITY_LAG_BLOCKS: u64 = 10;
+
+/// The registry and everybody's commitment at one block. Identities are verified: an endpoint has one owner.
 pub struct Registry {
-    pub metagraph: std::sync::Arc<Metagraph>,
-    pub commitments: BTreeMap<Hotkey, Placed>,
-}
-
-/// A commitment and where it stands in the chain's order.
-pub struct Placed {
-    pub block: Block,
-    pub index: u32,
-    pub commitment: Commitment,
+    pub metagraph: Arc<Metagraph>,
+    members: chain::Registry,
 }
 
 impl Desk {
@@ -28,21 +28,54 @@ impl Desk {
     pub async fn registry(&self, at: Block) -> Result<Registry, Trouble> {
         let outside = |error: crate::chain::ChainError| Trouble::Outside(error.to_string());
         let metagraph = self.parts.chain.metagraph(at).await.map_err(outside)?;
-        let raw = self.parts.chain.commitments(at).await.map_err(outside)?;
-        let commitments = raw
-            .iter()
-            .filter_map(|(hotkey, committed)| {
-                let commitment = Commitment::parse(&committed.fields).ok()?;
-                Some((*hotkey, Placed { block: committed.block, index: committed.index, commitment }))
-            })
-            .collect();
-        Ok(Registry { metagraph, commitments })
+        let commitments = self.parts.chain.commitments(at).await.map_err(outside)?;
+        let place = Place { genesis: self.parts.chain.genesis(), netuid: self.parts.chain.netuid() };
+        let members = chain::Registry::of(&metagraph, &commitments, &place);
+        for (hotkey, reason) in members.refused() {
+            debug!(%hotkey, %reason, "a commitment is refused");
+        }
+        let own = metagraph.by_hotkey(&self.parts.keypair.hotkey());
+        self.parts.journal.status.slot(own.map(|neuron| neuron.uid));
+        Ok(Registry { metagraph, members })
     }
 
-    /// The hash of a block that is known to exist.
-    pub async fn hash_of(&self, block: Block) -> Result<BlockHash, Trouble> {
+    /// From now on those in the registry, and nobody else, may connect.
+    pub fn admit(&self, registry: &Registry) {
+        let members = registry.metagraph.neurons.iter().filter_map(|neuron| registry.endpoint(&neuron.hotkey));
+        drop(self.leaves.peer_sync.cast(peer_sync::Msg::Admit(members.collect())));
+    }
+
+    /// Admits by the newest block, for nodes that have gathered nothing yet.
+    pub async fn admit_now(&self) -> Result<(), Trouble> {
+        let head = self.parts.chain.heads().borrow().best.number;
+        self.admit(&self.registry(head).await?);
+        Ok(())
+    }
+
+    /// The hash of a block once it is final: what is drawn by it must not change under the draw.
+    pub async fn final_hash(&self, block: Block, within: Duration) -> Result<BlockHash, Trouble> {
+        let mut heads = self.parts.chain.heads();
+        let depth = self.parts.config.run.timing.finality_depth;
+        let lag = {
+            let heads = heads.borrow();
+            heads.best.number.0.saturating_sub(heads.finalized.number.0)
+        };
+        if lag > depth + FINALITY_LAG_BLOCKS {
+            self.parts.journal.finality_lagging(lag);
+        }
+        let finality = heads.wait_for(|heads| heads.finalized.number >= block);
+        match tokio::time::timeout(within, finality).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(_)) => return Err(Trouble::Outside("the chain has stopped".to_owned())),
+            Err(_) => return Err(Trouble::Outside(format!("block {block} is not final yet"))),
+        }
         let hash = self.parts.chain.block_hash(block).await.map_err(|error| Trouble::Outside(error.to_string()))?;
         hash.ok_or_else(|| Trouble::Outside(format!("block {block} is not there yet")))
+    }
+
+    /// The round's seed.
+    pub async fn seed(&self, round: Round, within: Duration) -> Result<BlockHash, Trouble> {
+        self.final_hash(self.parts.schedule.seed_block(round), within).await
     }
 }
 
@@ -50,15 +83,10 @@ impl Registry {
     /// The sealed contributions of a round, in the order of uids.
     pub fn claims(&self, round: Round) -> Vec<Claim> {
         let sealed = self.metagraph.neurons.iter().filter_map(|neuron| {
-            let placed = self.commitments.get(&neuron.hotkey)?;
-            let seal = placed.commitment.seal.as_ref().filter(|seal| seal.round == round)?;
-            Some(Claim {
-                uid: neuron.uid,
-                hotkey: neuron.hotkey,
-                endpoint: placed.commitment.identity.as_ref().map(|identity| identity.endpoint)?,
-                seal: seal.clone(),
-                place: (placed.block, placed.index),
-            })
+            let member = self.members.members().get(&neuron.hotkey)?;
+            let seal = member.commitment.seal.filter(|seal| seal.round == round)?;
+            let endpoint = self.members.endpoint(&neuron.hotkey);
+            Some(Claim { uid: neuron.uid, hotkey: neuron.hotkey, endpoint, seal, place: member.committed_at })
         });
         let mut claims: Vec<Claim> = sealed.collect();
         claims.sort_by_key(|claim| claim.uid);
@@ -70,20 +98,21 @@ impl Registry {
         let stakes: Vec<(Hotkey, Stake)> =
             self.metagraph.validators().map(|neuron| (neuron.hotkey, neuron.stake)).collect();
         let vote_of = |hotkey: &Hotkey| {
-            let vote = self.commitments.get(hotkey)?.commitment.manifest.as_ref()?;
+            let vote = self.members.members().get(hotkey)?.commitment.manifest?;
             (vote.round == round).then_some(vote.manifest)
         };
         let stake_of: BTreeMap<Hotkey, Stake> = stakes.iter().copied().collect();
         convoke::manifest::proposers(&stakes)
             .into_iter()
             .map(|hotkey| {
-                (Voter { hotkey, vote: vote_of(&hotkey) }, stake_of.get(&hotkey).copied().unwrap_or_default())
+                let stake = stake_of.get(&hotkey).copied().unwrap_or_default();
+                (Voter { hotkey, vote: vote_of(&hotkey) }, stake)
             })
             .collect()
     }
 
-    /// Where a node can be reached, as it has committed.
+    /// Where a node can be reached, as it has proven.
     pub fn endpoint(&self, hotkey: &Hotkey) -> Option<EndpointId> {
-        Some(self.commitments.get(hotkey)?.commitment.identity.as_ref()?.endpoint)
+        self.members.endpoint(hotkey)
     }
 }

@@ -2,23 +2,26 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use convoke::chain::commitment::Seal;
 use convoke::payload::Payload;
 use convoke::round::Phase;
 use convoke::terms::{Round, Uid};
+use ractor::RpcReplyPort;
 
 use super::board::{Ground, Training, Update};
 use super::{Beside, Desk, Trouble, deadline};
 use crate::chain_writer;
 use crate::compressor::{self, Contribution, Refused};
 use crate::gpu_worker;
-use crate::leaf::{Leaf, ask};
+use crate::leaf::{AskError, Leaf, ask};
 use crate::peer_sync;
+use crate::status::SealReport;
 
 impl Desk {
     /// How long the questions of a phase may take from the present head on.
-    pub fn within(&self, phase: Phase, round: Round) -> std::time::Duration {
+    pub fn within(&self, phase: Phase, round: Round) -> Duration {
         let head = self.parts.chain.heads().borrow().best.number;
         deadline::within(&self.parts.schedule, phase, round, head, self.parts.chain.block_time())
     }
@@ -30,6 +33,7 @@ impl Desk {
             let within = desk.within(Phase::Starting, round).max(STARTING);
             let position = ask(Leaf::Compressor, &desk.leaves.compressor, within, compressor::Msg::Position).await?;
             let heldout_loss = desk.load(position.round, &position.theta, position.pending.is_some(), within).await?;
+            desk.admit_now().await?;
             Ok(Update::Started { position, heldout_loss })
         });
     }
@@ -39,7 +43,7 @@ impl Desk {
         round: Round,
         theta: &compressor::Theta,
         adopt_pending: bool,
-        within: std::time::Duration,
+        within: Duration,
     ) -> Result<f64, Trouble> {
         let theta = Arc::clone(theta);
         let question = |port| gpu_worker::Msg::Load { round, theta, adopt_pending, port };
@@ -50,7 +54,7 @@ impl Desk {
         let desk = self.clone();
         self.run(round, Beside::Phase(Phase::InnerSteps), async move {
             let within = desk.within(Phase::InnerSteps, round);
-            let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
+            let seed = desk.seed(round, within).await?;
             let question = |port| gpu_worker::Msg::InnerSteps { round, seed, stop, port };
             let trained = ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, question).await?;
             Ok(Update::Trained { round, trained: trained.map_err(Trouble::Displaced)? })
@@ -89,7 +93,8 @@ impl Desk {
                 |port| peer_sync::Msg::Publish { round, kind: peer_sync::Kind::Payload, bytes, reveal, port };
             let published = ask(Leaf::PeerSync, &desk.leaves.peer_sync, within, question).await?;
             published.map_err(Trouble::Outside)?;
-            let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
+            desk.admit_now().await?;
+            let seed = desk.seed(round, within).await?;
             let hotkey = desk.parts.keypair.hotkey();
             let chunks = desk.parts.config.run.gauntlet.holding_chunks;
             let seal = Seal {
@@ -101,9 +106,37 @@ impl Desk {
             };
             let until = desk.parts.schedule.sealed_by(round);
             let question = |port| chain_writer::Msg::Seal(seal, until, port);
-            let block = ask(Leaf::ChainWriter, &desk.leaves.chain_writer, within, question).await?;
-            Ok(Update::Sealed { round, block: block.map_err(Trouble::Outside)?, payload })
+            let block = desk.ask_chain_writer(within, question).await?.map_err(Trouble::Outside)?;
+            Ok(Update::Sealed {
+                round,
+                block,
+                seal: desk.seal_report(&payload),
+                inner_steps: payload.header().inner_steps,
+            })
         });
+    }
+
+    /// What operators are told of the own payload.
+    pub fn seal_report(&self, payload: &Payload) -> SealReport {
+        let bytes = payload.bytes().len() as u64;
+        let dense_bytes = self.parts.layout.n_params() as f64 * 4.0;
+        SealReport { payload: payload.hash(), bytes, ratio: dense_bytes / bytes as f64 }
+    }
+
+    /// Asks the ChainWriter, whose answer waits for blocks: when the time is over, the chain may be slow and the actor well.
+    pub async fn ask_chain_writer<T: Send + 'static>(
+        &self,
+        within: Duration,
+        question: impl FnOnce(RpcReplyPort<T>) -> chain_writer::Msg,
+    ) -> Result<T, Trouble> {
+        let (leaf, actor) = (Leaf::ChainWriter, &self.leaves.chain_writer);
+        match ask(leaf, actor, within, question).await {
+            Err(AskError::Hung(_)) => {
+                ask(leaf, actor, deadline::AT_LEAST, chain_writer::Msg::Ping).await?;
+                Err(Trouble::Outside("the chain has not taken the call in time".to_owned()))
+            }
+            outcome => Ok(outcome?),
+        }
     }
 
     /// The own slot at this moment.
@@ -117,4 +150,4 @@ impl Desk {
 }
 
 /// The first load compiles kernels on some devices and opens files on all.
-const STARTING: std::time::Duration = std::time::Duration::from_secs(60);
+const STARTING: Duration = Duration::from_secs(60);

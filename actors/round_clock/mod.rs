@@ -27,10 +27,11 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::{debug, info, warn};
 
 use crate::chain::Heads;
+use crate::gauntlet::Gathered;
 use crate::leaf::{AskError, Hung, Leaf, answer, ask};
 use crate::node::Parts;
 use crate::supervisor::{self, Leaves};
-use crate::{chain_writer, gpu_worker, peer_sync};
+use crate::{chain_writer, compressor, gpu_worker, peer_sync};
 
 use board::{Board, Update};
 
@@ -58,13 +59,24 @@ pub struct State {
     desk: Desk,
     machine: RoundState,
     board: Board,
-    /// Rounds completed by this process.
-    completed: u64,
     /// A procedure that finds the node's place is under way.
     is_starting: bool,
     /// The round whose beginning has been told.
     begun: Option<Round>,
+    /// The evaluation that runs, to be begun once more if an actor dies over it.
+    to_score: Option<ToScore>,
+    /// Since when, and for which round, the node has been finding the agreed θ again.
+    resyncing: Option<(Round, Instant)>,
     heads: tokio::task::JoinHandle<()>,
+}
+
+/// What an evaluation needs.
+#[derive(Clone)]
+struct ToScore {
+    round: Round,
+    ground: Option<board::Ground>,
+    gathered: Option<Arc<Gathered>>,
+    is_retried: bool,
 }
 
 /// What every procedure carries: the node's parts and whom to ask.
@@ -143,7 +155,16 @@ impl Actor for RoundClock {
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
         let desk = Desk { parts, leaves, supervisor, me };
         desk.start(Round(0));
-        Ok(State { desk, machine, board: Board::default(), completed: 0, is_starting: true, begun: None, heads })
+        Ok(State {
+            desk,
+            machine,
+            board: Board::default(),
+            is_starting: true,
+            begun: None,
+            to_score: None,
+            resyncing: None,
+            heads,
+        })
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
@@ -252,27 +273,43 @@ impl State {
             Effect::Decide(round) => desk.decide(round, board.ground(), board.gathered()),
             Effect::OuterStep(round) => desk.outer_step(round, board.decision()),
             Effect::NullRound(round) => desk.outer_step(round, None),
-            Effect::Save(round) => desk.save(round),
-            Effect::Evaluate(round) => desk.evaluate(round, board.ground(), board.gathered()),
+            Effect::Save(round) => desk.save(round, board.ground()),
+            Effect::Evaluate(round) => {
+                let (ground, gathered) = (board.ground(), board.gathered());
+                desk.evaluate(round, ground.clone(), gathered.clone());
+                self.to_score = Some(ToScore { round, ground, gathered, is_retried: false });
+            }
             Effect::SetWeights(round) => desk.set_weights(round),
         }
     }
 
     /// Puts what a procedure has brought on the board, tells operators, and says what it means to the machine.
     fn take(&mut self, update: Update) -> Option<RoundEvent> {
-        let is_step = matches!(update, Update::Stepped { manifest: Some(_), .. });
-        let event = self.board.take(update, self.machine.round(), &self.desk.parts.journal);
-        if is_step && event.is_some() {
-            self.completed += 1;
-        }
-        let is_saved = matches!(event, Some(RoundEvent::Done(_, Done::Saved)));
-        if is_saved && self.desk.parts.rounds.is_some_and(|rounds| self.completed >= rounds) {
-            info!(rounds = self.completed, "all rounds are done");
-            self.desk.close();
-            return None;
-        }
-        if matches!(event, Some(RoundEvent::Started(..))) {
+        if matches!(update, Update::Started { .. }) {
             self.is_starting = false;
+            // Of two starts that were under way the second has nothing to find.
+            if self.machine.phase() != Phase::Starting {
+                return None;
+            }
+        }
+        let journal = &self.desk.parts.journal;
+        let event = self.board.take(update, self.machine.round(), journal);
+        match event {
+            Some(RoundEvent::Done(_, Done::Saved)) => {
+                let completed = journal.status.rounds_completed();
+                if self.desk.parts.rounds.is_some_and(|rounds| completed >= rounds) {
+                    info!(rounds = completed, "all rounds are done");
+                    self.desk.close();
+                    return None;
+                }
+            }
+            Some(RoundEvent::Done(_, Done::Decided(Some(_)))) => {
+                if let Some((round, since)) = self.resyncing.take() {
+                    journal.resynced(round, self.board.digest(), since.elapsed());
+                }
+            }
+            Some(RoundEvent::Evaluated(_)) => self.to_score = None,
+            _ => {}
         }
         event
     }
@@ -281,19 +318,43 @@ impl State {
         warn!(%round, procedure = which.name(), reason = %trouble, "a procedure failed");
         match trouble {
             Trouble::Leaf(AskError::Hung(hung)) => self.desk.report_hung(*hung),
-            Trouble::OffDigest { agreed, own } => self.desk.parts.journal.digest_mismatch(round, *own, *agreed),
-            Trouble::Displaced(_) => {
+            Trouble::OffDigest { agreed, own } => self.resync(round, *own, *agreed),
+            // An answer that belongs to a round or a phase that is over says nothing about where the node is now.
+            Trouble::Displaced(_) if round == self.machine.round() && which == Beside::Phase(self.machine.phase()) => {
                 self.find_place();
                 return;
             }
-            Trouble::Leaf(AskError::Gone(_)) | Trouble::Outside(_) => {}
+            Trouble::Displaced(_) | Trouble::Leaf(AskError::Gone(_)) | Trouble::Outside(_) => {}
         }
         match which {
             Beside::Phase(Phase::Starting) => self.is_starting = false,
             Beside::Phase(phase) => self.step(RoundEvent::Failed(round, phase)).await,
             Beside::Vote => self.step(RoundEvent::VoteEnded(round)).await,
-            Beside::Scoring => {}
+            Beside::Scoring => {
+                let again = self.to_score.as_mut().filter(|it| it.round == round && !it.is_retried);
+                if let Some(again) = again {
+                    again.is_retried = true;
+                    let ToScore { round, ground, gathered, .. } = again.clone();
+                    self.desk.evaluate(round, ground, gathered);
+                }
+            }
         }
+    }
+
+    /// off the agreed digest the node contributes nothing. What it holds in memory is given up for what it has on disk,
+    /// once a round; if that is not the agreed θ either, the round is tried again with every block.
+    fn resync(&mut self, round: Round, own: Digest, agreed: Digest) {
+        let journal = &self.desk.parts.journal;
+        if self.resyncing.is_some_and(|(since, _)| since == round) {
+            return;
+        }
+        if self.resyncing.replace((round, Instant::now())).is_some() {
+            journal.resync_failed();
+        }
+        journal.digest_mismatch(round, own, agreed);
+        let why = format!("θ of round {round} is off the agreed digest");
+        drop(self.desk.leaves.compressor.cast(compressor::Msg::Died(why)));
+        self.find_place();
     }
 
     /// After an actor was rebuilt from an older boundary the machine starts over from where θ really is.
@@ -340,7 +401,9 @@ impl Desk {
         let me = self.me.clone();
         tokio::spawn(async move {
             let started = Instant::now();
-            let outcome = procedure.await;
+            // A task of its own, so that a panic in it is an outcome, too.
+            let outcome = tokio::spawn(procedure).await;
+            let outcome = outcome.unwrap_or_else(|panic| Err(Trouble::Outside(panic.to_string())));
             debug!(%round, procedure = which.name(), seconds = started.elapsed().as_secs_f64(), "procedure ended");
             let told = match outcome {
                 Ok(update) => Msg::Ended(Box::new(Ended(update))),

@@ -25,9 +25,9 @@ impl Desk {
             let blocks = u32::try_from(timing.blocks_per_round).unwrap_or(u32::MAX);
             // The device may be busy with a whole round of inner steps before it comes to an evaluation.
             let within = desk.parts.chain.block_time().saturating_mul(blocks).max(EVALUATION);
-            let seed = desk.hash_of(desk.parts.schedule.seed_block(round)).await?;
+            let seed = desk.seed(round, within).await?;
             // Nobody knows this hash before all payloads of the round are sealed.
-            let draw = desk.hash_of(desk.parts.schedule.reveal(round)).await?;
+            let draw = desk.final_hash(desk.parts.schedule.reveal(round), within).await?;
             let request = gauntlet::PlanRequest { round, seed, draw, gathered: Arc::clone(&gathered) };
             let question = |port| gauntlet::Msg::Plan(request, port);
             let plan = ask(Leaf::Gauntlet, &desk.leaves.gauntlet, within, question).await?;
@@ -80,8 +80,7 @@ impl Desk {
             let blocks = u32::try_from(until.0.saturating_sub(head.0)).unwrap_or(u32::MAX);
             let within = desk.parts.chain.block_time().saturating_mul(blocks) + EVALUATION;
             let question = |port| chain_writer::Msg::Weights(round, shares, until, port);
-            let set = ask(Leaf::ChainWriter, &desk.leaves.chain_writer, within, question).await?;
-            let (block, weights) = set.map_err(Trouble::Outside)?;
+            let (block, weights) = desk.ask_chain_writer(within, question).await?.map_err(Trouble::Outside)?;
             Ok(Update::WeightsSet { round, block, weights })
         });
     }

@@ -138,8 +138,8 @@ impl Phase {
 pub enum Event {
     /// The chain has reached this block.
     Head(Block),
-    /// θ of this round is held; whether the own payload of the round is, too, from before a stop or a crash.
-    Started(Round, bool),
+    /// The node has found its place.
+    Started(Started),
     /// A phase of a round has ended well.
     Done(Round, Done),
     /// A phase of a round has failed: an actor died, a deadline passed, the network did not answer.
@@ -148,6 +148,17 @@ pub enum Event {
     VoteEnded(Round),
     /// The contributions of a round have been evaluated and rated.
     Evaluated(Round),
+}
+
+/// Where a node finds itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// θ of this round is held.
+    pub round: Round,
+    /// The own payload of the round is held, too, from before a stop or a crash.
+    pub payload_held: bool,
+    /// The boundary before the round is on disk.
+    pub saved: bool,
 }
 
 /// How a phase ended.
@@ -272,9 +283,13 @@ impl RoundState {
                 self.block = block;
                 self.on_block()
             }
-            Event::Started(round, payload_held) if self.phase == Phase::Starting => {
+            Event::Started(Started { round, payload_held, saved }) if self.phase == Phase::Starting => {
                 self.payload_held = payload_held;
-                self.begin(round)
+                if saved {
+                    return self.begin(round);
+                }
+                self.round = round;
+                self.enter(Phase::Saving)
             }
             Event::Done(round, done) if round == self.round => self.on_done(done),
             Event::Failed(round, phase) if round == self.round && phase == self.phase => self.on_failed(),
@@ -302,6 +317,10 @@ impl RoundState {
             Phase::Starting => vec![],
             Phase::Ready => self.act(),
             phase if phase.is_contribution() && revealed => self.give_up_contribution(),
+            // Steps that have failed are not begun again when their time is over.
+            Phase::InnerSteps if self.stalled && self.block >= self.schedule.inner_steps_end(round) => {
+                self.give_up_contribution()
+            }
             Phase::InnerSteps if self.block >= self.schedule.inner_steps_end(round) && !self.stopping => {
                 self.stopping = true;
                 vec![Effect::StopInnerSteps(round)]

@@ -22,8 +22,12 @@ const MANIFEST: Option<ManifestHash> = Some(ManifestHash([5; 32]));
 fn started(role: Role) -> RoundState {
     let mut state = RoundState::new(schedule(), role, 1);
     assert_eq!(state.step(Event::Head(Block(59))), vec![]);
-    assert_eq!(state.step(Event::Started(T, false)), vec![]);
+    assert_eq!(state.step(found(T, false)), vec![]);
     state
+}
+
+const fn found(round: Round, payload_held: bool) -> Event {
+    Event::Started(Started { round, payload_held, saved: true })
 }
 
 #[track_caller]
@@ -148,7 +152,7 @@ fn a_node_that_is_rounds_behind_decides_them_one_after_the_other_and_contributes
         &mut state,
         &[
             (Event::Head(Block(108)), &[]),
-            (Event::Started(T, false), &[Effect::Decide(T)]),
+            (found(T, false), &[Effect::Decide(T)]),
             (Event::Done(T, Done::Decided(MANIFEST)), &[Effect::OuterStep(T)]),
             (Event::Done(T, Done::Stepped), &[Effect::Save(Round(4))]),
             (Event::Done(Round(4), Done::Saved), &[Effect::Decide(Round(4))]),
@@ -166,8 +170,36 @@ fn a_payload_made_before_a_stop_is_sealed_and_not_made_again() {
         &mut state,
         &[
             (Event::Head(Block(70)), &[]),
-            (Event::Started(T, true), &[Effect::Seal(T)]),
+            (found(T, true), &[Effect::Seal(T)]),
             (Event::Done(T, Done::Sealed), &[]),
+            (Event::Head(Block(80)), &[Effect::Gather(T)]),
+        ],
+    );
+}
+
+#[test]
+fn a_boundary_that_a_crash_kept_from_the_disk_is_written_first() {
+    let mut state = RoundState::new(schedule(), Role::Miner, 1);
+    check(
+        &mut state,
+        &[
+            (Event::Head(Block(66)), &[]),
+            (Event::Started(Started { round: T, payload_held: false, saved: false }), &[Effect::Save(T)]),
+            (Event::Done(T, Done::Saved), &[Effect::InnerSteps(T)]),
+        ],
+    );
+}
+
+#[test]
+fn inner_steps_that_failed_at_their_end_are_not_begun_again() {
+    let mut state = started(Role::Miner);
+    check(
+        &mut state,
+        &[
+            (Event::Head(Block(60)), &[Effect::InnerSteps(T)]),
+            (Event::Head(Block(76)), &[]),
+            (Event::Failed(T, Phase::InnerSteps), &[]),
+            (Event::Head(Block(77)), &[Effect::StopInnerSteps(T)]),
             (Event::Head(Block(80)), &[Effect::Gather(T)]),
         ],
     );
@@ -180,7 +212,7 @@ fn late_answers_and_blocks_from_the_past_change_nothing() {
     let before = state.clone();
     for event in [
         Event::Head(Block(59)),
-        Event::Started(Round(9), false),
+        found(Round(9), false),
         Event::Done(Round(2), Done::InnerSteps(3)),
         Event::Done(T, Done::Sealed),
         Event::Failed(T, Phase::Gathering),
@@ -211,7 +243,7 @@ mod properties {
                 let round = state.round();
                 let event = match kind {
                     0..=2 => { block += advance; Event::Head(Block(block)) }
-                    3 => Event::Started(Round(0), phase > 5),
+                    3 => found(Round(0), phase > 5),
                     4 => Event::Done(round, Done::InnerSteps(u32::from(phase))),
                     5 => Event::Done(round, Done::Compressed),
                     6 => Event::Done(round, Done::Sealed),
