@@ -16,24 +16,18 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 2] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
         target: "first_light",
-        shows: "the default run: seconds to the first round, held-out loss, memory",
+        shows: "the default run: seconds to the first round, held-out loss, memory, payload",
     },
     Bench {
         name: "train",
         package: "convoke-node",
         target: "train",
         shows: "tokens per second of inner steps, by number of workers",
-    },
-    Bench {
-        name: "payload",
-        package: "convoke",
-        target: "payload",
-        shows: "compressing, writing, reading and aggregating payloads",
     },
 ];
 
