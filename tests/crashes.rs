@@ -62,7 +62,18 @@ async fn check(expected: Expected) {
     }
     let missing = |uid: u16, events: &[Line]| missing(Uid(uid), events);
     let lost = missing(VICTIM, &leader_events);
-    assert!(lost.len() as u64 <= n_faults, "{n_faults} faults have cost {} contributions: {lost:?}", lost.len());
+    let told = || {
+        victim_events
+            .iter()
+            .filter(|line| !matches!(line.event, Event::PhaseStarted { .. }))
+            .map(|line| format!("\n{line:?}"))
+    };
+    assert!(
+        lost.len() as u64 <= n_faults,
+        "{n_faults} faults have cost {} contributions: {lost:?}{}",
+        lost.len(),
+        told().collect::<String>()
+    );
     assert_eq!(missing(SIBLING, &leader_events), vec![], "the other miner was disturbed");
 }
 

@@ -93,3 +93,62 @@ impl Drop for Threaded {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn two_threads_take_the_same_inner_steps_as_one_bit_for_bit() {
+        use burn::tensor::Device;
+        use convoke::model::initial::init_tensor;
+        use convoke::model::inner::{Replicas, Sequential, inner_steps};
+        use convoke::model::llama::{Batch, Llama};
+        use convoke::model::optimiser::AdamW;
+        use convoke::run_spec::{InnerSpec, ModelSpec};
+
+        let spec: ModelSpec = toml::from_str(include_str!("../../configs/models/tiny.toml")).unwrap();
+        let inner = InnerSpec {
+            steps: 3,
+            batch_sequences: 6,
+            micro_batch_sequences: 2,
+            lr_peak: 1e-3,
+            lr_warmup_steps: 0,
+            lr_decay_steps: 100,
+            lr_floor_ratio: 0.1,
+            beta1: 0.9,
+            beta2: 0.95,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip_norm: 1.0,
+        };
+        let run = |replicas: &mut dyn Replicas| {
+            let mut model = Llama::from_tensors(&spec, &Device::flex(), |idx| init_tensor(&spec, 1, idx));
+            let mut optimiser = AdamW::new(&model);
+            let token = |i: u32| i * 7919 % 2048;
+            let batches = (0..3).map(|step| Batch::new((0..6 * 33).map(|i| token(i + step)).collect(), 33).unwrap());
+            let reports = inner_steps(&mut model, &mut optimiser, &inner, 0, batches, replicas, |_| true);
+            let mut tensors = Vec::new();
+            model.export(|_, values| tensors.push(values.to_vec()));
+            (reports, tensors)
+        };
+        let alone = run(&mut Sequential);
+        assert_eq!(alone, run(&mut super::Threaded::new(1)));
+        assert_eq!(alone, run(&mut super::Threaded::new(2)));
+    }
+
+    #[test]
+    fn a_panic_in_a_replica_reaches_whoever_waits_and_the_threads_go_on() {
+        use burn::tensor::Device;
+        use convoke::model::initial::init_tensor;
+        use convoke::model::llama::{Batch, Llama};
+        use convoke::run_spec::ModelSpec;
+
+        let spec: ModelSpec = toml::from_str(include_str!("../../configs/models/tiny.toml")).unwrap();
+        let model = Llama::from_tensors(&spec, &Device::flex(), |idx| init_tensor(&spec, 1, idx));
+        let mut replicas = super::Threaded::new(2);
+        let too_long = Batch::new(vec![0; spec.context_len + 2], spec.context_len + 2).unwrap();
+        let call = std::panic::AssertUnwindSafe(|| replicas.losses(&model, vec![too_long]));
+        assert!(std::panic::catch_unwind(call).is_err());
+        let short = Batch::new(vec![0; 8], 4).unwrap();
+        assert_eq!(replicas.losses(&model, vec![short.clone(), short])[1].len(), 2);
+    }
+}

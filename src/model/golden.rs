@@ -1,6 +1,8 @@
 //! The claim that this is LLaMA: equality with PyTorch on `tests/golden/llama.json`, which
 //! `xtask/reference/llama_goldens.py` writes in double precision.
 
+#![cfg(test)]
+
 use burn::tensor::{Device, Tensor};
 use serde_json::Value;
 

@@ -11,7 +11,7 @@ pub mod schedule;
 mod block;
 #[cfg(feature = "model")]
 pub mod generate;
-#[cfg(all(test, feature = "model"))]
+#[cfg(feature = "model")]
 mod golden;
 #[cfg(feature = "model")]
 pub mod inner;
