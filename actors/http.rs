@@ -58,24 +58,37 @@ struct Pages {
     metrics: Arc<Metrics>,
 }
 
-/// Serves the pages at `addr`; port 0 takes a free one. Also does the metrics' upkeep.
+/// The pages' address, taken before anything else of the node starts.
+pub struct Listening {
+    addr: SocketAddr,
+    listener: TcpListener,
+}
+
+/// Takes `addr` for the pages; port 0 takes a free one.
 ///
 /// # Errors
 /// If the address cannot be listened on: the node should not start, since its operator could not see it.
-pub async fn serve(addr: SocketAddr, board: StatusBoard, metrics: Arc<Metrics>) -> Result<HttpServer, HttpError> {
-    let bind = |source: io::Error| match source.kind() {
+pub async fn bind(addr: SocketAddr) -> Result<Listening, HttpError> {
+    let failed = |source: io::Error| match source.kind() {
         io::ErrorKind::AddrInUse => HttpError::InUse { addr },
         _ => HttpError::Bind { addr, source },
     };
-    let listener = TcpListener::bind(addr).await.map_err(bind)?;
-    let addr = listener.local_addr().map_err(bind)?;
-    spawn_upkeep(&metrics);
-    let (stop, mut stopped) = watch::channel(false);
-    let serving = axum::serve(listener, router(Pages { board, metrics })).with_graceful_shutdown(async move {
-        // A dropped server stops as well.
-        let _ = stopped.wait_for(|stop| *stop).await;
-    });
-    Ok(HttpServer { addr, stop, server: tokio::spawn(serving.into_future()) })
+    let listener = TcpListener::bind(addr).await.map_err(failed)?;
+    Ok(Listening { addr: listener.local_addr().map_err(failed)?, listener })
+}
+
+impl Listening {
+    /// Serves the pages, and does the metrics' upkeep. Must be called within a Tokio runtime.
+    #[must_use]
+    pub fn serve(self, board: StatusBoard, metrics: Arc<Metrics>) -> HttpServer {
+        spawn_upkeep(&metrics);
+        let (stop, mut stopped) = watch::channel(false);
+        let serving = axum::serve(self.listener, router(Pages { board, metrics })).with_graceful_shutdown(async move {
+            // A dropped server stops as well.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        });
+        HttpServer { addr: self.addr, stop, server: tokio::spawn(serving.into_future()) }
+    }
 }
 
 impl HttpServer {
@@ -165,6 +178,10 @@ mod tests {
             call_kinds: &[],
         };
         Metrics::new(&facts, &vocabulary)
+    }
+
+    async fn serve(addr: SocketAddr, board: StatusBoard, metrics: Arc<Metrics>) -> Result<HttpServer, HttpError> {
+        Ok(bind(addr).await?.serve(board, metrics))
     }
 
     /// The status code, the head, and the body.

@@ -12,7 +12,7 @@ use anyhow::Context;
 use convoke::hotkey::HotkeyPair;
 use convoke::round::Schedule;
 use convoke::sparseloco::Layout;
-use convoke::terms::{EndpointId, RunId};
+use convoke::terms::{Block, EndpointId, Round, RunId};
 use dashmap::DashMap;
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
@@ -124,19 +124,35 @@ impl Parts {
     }
 }
 
-impl Node {
-    /// Checks everything the node needs and starts its actors.
+/// A node that has all it needs of this machine, and no chain yet.
+pub struct Prepared {
+    config: NodeConfig,
+    identity: Identity,
+    dataset: Dataset,
+    run_id: RunId,
+    layout: Layout,
+    schedule: Schedule,
+    store: Store,
+    resumed_at: Option<Round>,
+}
+
+impl Prepared {
+    /// Checks the device, the data and the state of a node.
     ///
     /// # Errors
     /// One readable sentence for whatever is missing.
-    pub async fn start(
-        config: NodeConfig,
-        identity: Identity,
-        surroundings: Surroundings,
-        plan: Plan,
-    ) -> anyhow::Result<Self> {
-        let parts = Arc::new(assemble(config, identity, surroundings, plan)?);
-        let resumed_at = parts.store.latest()?;
+    pub async fn new(config: NodeConfig, identity: Identity) -> anyhow::Result<Self> {
+        // A corpus may take minutes to tokenise, and a device seconds to come up.
+        tokio::task::spawn_blocking(move || prepare(config, identity)).await.context("the set-up died")?
+    }
+
+    /// Starts the node's actors.
+    ///
+    /// # Errors
+    /// One readable sentence for whatever does not fit together.
+    pub async fn start(self, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Node> {
+        let resumed_at = self.resumed_at;
+        let parts = Arc::new(assemble(self, surroundings, plan)?);
         parts.journal.events.record(
             resumed_at,
             Event::NodeStarted {
@@ -154,7 +170,22 @@ impl Node {
         let args = supervisor::Args { parts: Arc::clone(&parts), exit: exit_tx };
         let (supervisor, tree) =
             Actor::spawn(None, Supervisor, args).await.context("the supervisor could not be started")?;
-        Ok(Self { parts, supervisor, tree, exit })
+        Ok(Node { parts, supervisor, tree, exit })
+    }
+}
+
+impl Node {
+    /// Checks everything the node needs and starts its actors.
+    ///
+    /// # Errors
+    /// One readable sentence for whatever is missing.
+    pub async fn start(
+        config: NodeConfig,
+        identity: Identity,
+        surroundings: Surroundings,
+        plan: Plan,
+    ) -> anyhow::Result<Self> {
+        Prepared::new(config, identity).await?.start(surroundings, plan).await
     }
 
     /// A handle that asks the node to end; [`Node::ended`] tells when it has.
@@ -168,11 +199,19 @@ impl Node {
         self.stopper().stop("asked to stop");
     }
 
+    /// Waits until it is decided that the node ends, and answers with which exit code. It may hold more than this node.
+    pub fn ending(&self) -> impl Future<Output = u8> + use<> {
+        let mut exit = self.exit.clone();
+        async move {
+            // The tree ends after it has set the code; if it dies without one, the outside must restart it.
+            let code = exit.wait_for(Option::is_some).await.map_or(None, |code| *code);
+            code.unwrap_or(supervisor::EXIT_BUDGET_SPENT)
+        }
+    }
+
     /// Waits until the node has ended in order, and answers its exit code.
-    pub async fn ended(mut self) -> u8 {
-        // The tree ends after it has set the code; if it dies without one, the outside must restart it.
-        let code = self.exit.wait_for(Option::is_some).await.map_or(None, |code| *code);
-        let code = code.unwrap_or(supervisor::EXIT_BUDGET_SPENT);
+    pub async fn ended(self) -> u8 {
+        let code = self.ending().await;
         if let Err(error) = self.tree.await {
             tracing::error!(%error, "the tree ended badly");
         }
@@ -188,7 +227,7 @@ impl Node {
 /// The program's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-fn assemble(config: NodeConfig, identity: Identity, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Parts> {
+fn prepare(config: NodeConfig, identity: Identity) -> anyhow::Result<Prepared> {
     gpu_worker::find(&config.node.device)?;
     let data_dir = &config.node.data_dir;
     make_dir(data_dir)?;
@@ -198,6 +237,27 @@ fn assemble(config: NodeConfig, identity: Identity, surroundings: Surroundings, 
     let layout = convoke::genesis::layout(&run.model).context("the model cannot be cut into chunks")?;
     let schedule = Schedule::new(&run.timing);
     let store = Store::open(&data_dir.join("state"), run_id)?;
+    let resumed_at = store.latest()?;
+    Ok(Prepared { config, identity, dataset, run_id, layout, schedule, store, resumed_at })
+}
+
+/// State cannot be ahead of the chain that it came from: such a chain has been replaced or cut off, and the node would
+/// wait for it, perhaps for days.
+fn check_chain(resumed_at: Option<Round>, head: Block, schedule: &Schedule, data_dir: &Path) -> anyhow::Result<()> {
+    let now = schedule.round_of(head);
+    let Some(round) = resumed_at.filter(|round| *round > now.next()) else { return Ok(()) };
+    let dir = data_dir.display();
+    anyhow::bail!(
+        "the state in {dir}/state stands at round {round}, but the chain is at block {head}, in round {now}: put the \
+         {dir}/chain.redb back that belongs to it, or remove {dir}/state to begin anew on this chain"
+    )
+}
+
+fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Parts> {
+    let Prepared { config, identity, dataset, run_id, layout, schedule, store, resumed_at } = prepared;
+    let data_dir = &config.node.data_dir;
+    let head = surroundings.chain.heads().borrow().best.number;
+    check_chain(resumed_at, head, &schedule, data_dir)?;
     let journal = open_journal(&config, &identity, run_id, surroundings.chain.block_time())?;
     let mut transport = TransportConfig::new(data_dir.join("blobs"), iroh::SecretKey::from_bytes(&identity.endpoint));
     transport.bind = config.node.bind;
@@ -282,4 +342,24 @@ fn quantiser_name(config: &NodeConfig) -> String {
 
 fn make_dir(dir: &Path) -> anyhow::Result<()> {
     std::fs::create_dir_all(dir).with_context(|| format!("cannot use the data directory {}", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_that_is_ahead_of_the_chain_is_refused_with_the_remedy() {
+        let schedule = Schedule::new(&crate::config::Layers::default().read().unwrap().run.timing);
+        let first = |round| schedule.first_block(Round(round));
+        let check = |state: Option<u64>, head| check_chain(state.map(Round), head, &schedule, Path::new("/data"));
+        assert!(check(None, Block(0)).is_ok());
+        assert!(check(Some(7), first(9)).is_ok());
+        // A node stands on the round that comes next.
+        assert!(check(Some(7), first(6)).is_ok());
+        let refused = check(Some(8), first(6)).unwrap_err().to_string();
+        for part in ["round 8", "/data/state", "/data/chain.redb"] {
+            assert!(refused.contains(part), "{refused}");
+        }
+    }
 }

@@ -8,88 +8,162 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use convoke::terms::{EndpointId, Stake};
 use dashmap::DashMap;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::chain::host::development_genesis;
 use crate::chain::{Host, HostConfig, Pace};
 use crate::cli::RunArgs;
 use crate::config::NodeConfig;
-use crate::http;
+use crate::http::{self, HttpServer};
 use crate::identity::Identity;
-use crate::node::{AddressBook, Node, Plan, Surroundings};
+use crate::node::{AddressBook, Node, Plan, Prepared, Surroundings};
 use crate::terminal::{Terminal, closing_table};
 
 /// Stake of the first node of a development chain, in rao: enough for a permit, and for its word to be the majority.
 const DEVELOPMENT_STAKE: Stake = Stake(1_000_000_000_000);
+
+/// From the wish to stop to the end of the process at most; a supervisor that asked for the stop waits ten seconds.
+const STOP_MAX: Duration = Duration::from_secs(9);
 
 /// Runs a node until its rounds are done or it is asked to stop.
 ///
 /// # Errors
 /// One readable sentence, with its causes, for whatever keeps the node from running.
 pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
-    let config = args.config()?;
-    let terminal = Terminal::detect();
-    terminal.init_logs(&config.node.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // The device has threads of its own; the actors need little.
         .worker_threads(2)
         .build()
         .context("the runtime cannot be started")?;
-    runtime.block_on(run_node(args, config, &terminal))
+    let outcome = runtime.block_on(async {
+        // First of all: from here on a signal is a wish, and no longer the end.
+        let mut signals = Signals::new().context("signals cannot be listened to")?;
+        let config = args.config()?;
+        let terminal = Terminal::detect();
+        terminal.init_logs(&config.node.log)?;
+        let running = tokio::select! {
+            running = set_up(args, config) => running?,
+            () = signals.next() => {
+                info!("asked to stop by a signal before the node was up");
+                return Ok(0);
+            }
+        };
+        running.until_stopped(&mut signals, &terminal).await
+    });
+    // A thread that tokenises or compiles for a device may be far from its end; nothing of it is needed any more.
+    runtime.shutdown_background();
+    outcome
 }
 
-async fn run_node(args: &RunArgs, config: NodeConfig, terminal: &Terminal) -> anyhow::Result<u8> {
+/// The signals by which a process is asked to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// What runs in this process.
+struct Running {
+    node: Node,
+    host: Host,
+    server: HttpServer,
+}
+
+/// Everything that can be refused is asked for before the chain is touched: the pages' address, the device, the data.
+async fn set_up(args: &RunArgs, config: NodeConfig) -> anyhow::Result<Running> {
     let data_dir = config.node.data_dir.clone();
     let identity = Identity::open(&data_dir)?;
     let addresses = address_book(&config.node.peers)?;
-    let pages = config.node.http;
+    check_url(&config)?;
+    let pages = http::bind(config.node.http).await?;
+    let prepared = Prepared::new(config.clone(), identity.clone()).await?;
     let host = embedded_chain(&config, &identity, &data_dir).await?;
     let chain_write = host.connect(identity.keypair());
     let surroundings = Surroundings { chain: host.reader(), chain_write, addresses };
     let plan = Plan { rounds: args.rounds, faults: args.fault.clone() };
-    let node = Node::start(config, identity, surroundings, plan).await?;
-    let server =
-        match http::serve(pages, node.parts.journal.status.clone(), Arc::clone(&node.parts.journal.metrics)).await {
-            Ok(server) => server,
-            Err(error) => {
-                node.stop();
-                node.ended().await;
-                host.stop().await;
-                return Err(error.into());
-            }
-        };
-    let hotkey = node.parts.keypair.hotkey();
-    info!(%hotkey, run = node.parts.run_id.short(), status = format!("http://{}/status", server.addr()), "the node runs");
-
-    let (bar_stop, stopped) = watch::channel(false);
-    let bar = tokio::spawn(terminal.round_bar().follow(node.parts.journal.status.clone(), stopped));
-    let stopper = node.stopper();
-    let signals = tokio::spawn(async move {
-        wait_for_signal().await;
-        stopper.stop("asked to stop by a signal");
-    });
-    let parts = Arc::clone(&node.parts);
-    let code = node.ended().await;
-    signals.abort();
-    bar_stop.send_replace(true);
-    drop(bar.await);
-    server.stop().await;
-    host.stop().await;
-    print_closing(&parts);
-    Ok(code)
+    match prepared.start(surroundings, plan).await {
+        Ok(node) => {
+            let server = pages.serve(node.parts.journal.status.clone(), Arc::clone(&node.parts.journal.metrics));
+            Ok(Running { node, host, server })
+        }
+        Err(error) => {
+            host.stop().await;
+            Err(error)
+        }
+    }
 }
 
-/// The development chain in this process, kept beside the node's state so that both go on together.
-async fn embedded_chain(config: &NodeConfig, identity: &Identity, data_dir: &Path) -> anyhow::Result<Host> {
+impl Running {
+    /// Lets the node run until its rounds are done or a signal comes, and ends all of it within [`STOP_MAX`].
+    async fn until_stopped(self, signals: &mut Signals, terminal: &Terminal) -> anyhow::Result<u8> {
+        let Self { node, host, server } = self;
+        let parts = Arc::clone(&node.parts);
+        let hotkey = parts.keypair.hotkey();
+        let status = format!("http://{}/status", server.addr());
+        info!(%hotkey, run = parts.run_id.short(), status, "the node runs");
+
+        let (bar_stop, stopped) = watch::channel(false);
+        let bar = tokio::spawn(terminal.round_bar().follow(parts.journal.status.clone(), stopped));
+        let (stopper, ending) = (node.stopper(), node.ending());
+        let patience = async {
+            let code = tokio::select! {
+                code = ending => code,
+                () = signals.next() => {
+                    stopper.stop("asked to stop by a signal");
+                    0
+                }
+            };
+            tokio::time::sleep(STOP_MAX).await;
+            code
+        };
+        let closing = async {
+            let code = node.ended().await;
+            bar_stop.send_replace(true);
+            drop(bar.await);
+            server.stop().await;
+            host.stop().await;
+            code
+        };
+        let code = tokio::select! {
+            biased;
+            code = closing => code,
+            code = patience => {
+                warn!(limit = ?STOP_MAX, "not all of the node ended in time; it goes on from its last boundary when it starts again");
+                code
+            }
+        };
+        print_closing(&parts);
+        Ok(code)
+    }
+}
+
+fn check_url(config: &NodeConfig) -> anyhow::Result<()> {
     if config.chain.url != "embedded" {
         bail!(
             "the chain `{}` cannot be joined by this version: leave out --chain to use the embedded one",
             config.chain.url
         );
     }
+    Ok(())
+}
+
+/// The development chain in this process, kept beside the node's state so that both go on together.
+async fn embedded_chain(config: &NodeConfig, identity: &Identity, data_dir: &Path) -> anyhow::Result<Host> {
     let timing = &config.run.timing;
     let genesis = development_genesis(config.run.netuid, config.run.seed);
     let host_config = HostConfig {
@@ -117,17 +191,6 @@ fn address_book(peers: &[String]) -> anyhow::Result<AddressBook> {
         book.insert(id, address);
     }
     Ok(Arc::new(book))
-}
-
-async fn wait_for_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
 }
 
 #[allow(clippy::print_stdout, reason = "what the run came to is the command's result")]

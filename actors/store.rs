@@ -11,7 +11,7 @@
 //! ```
 //! Each actor writes its own section; the round counts once `complete` is there, which RoundClock writes last. A file is
 //! written beside its place, flushed, and renamed, so a cut-off write leaves the round before it untouched. The newest
-//! two complete rounds are kept.
+//! two complete rounds are kept; what was begun before them and never completed goes.
 
 use std::fs;
 use std::io::{self, Write};
@@ -142,13 +142,18 @@ impl Store {
         })
     }
 
+    /// Keeps the newest complete rounds; what is older, or was begun before `newest` and never completed, goes.
     fn forget(&self, newest: Round) -> Result<(), StoreError> {
         let mut rounds = self.rounds()?;
         rounds.sort_unstable();
-        rounds.retain(|round| *round <= newest);
-        let old = rounds.len().saturating_sub(ROUNDS_KEPT);
-        for round in &rounds[..old] {
+        let is_complete = |round: &&Round| self.round_dir(**round).join(COMPLETE).exists();
+        let oldest_kept =
+            rounds.iter().rev().filter(|round| **round <= newest).filter(is_complete).take(ROUNDS_KEPT).last().copied();
+        for round in rounds.iter().filter(|round| **round < newest) {
             let path = self.round_dir(*round);
+            if oldest_kept.is_some_and(|oldest| *round >= oldest) && path.join(COMPLETE).exists() {
+                continue;
+            }
             fs::remove_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
         }
         Ok(())
@@ -271,6 +276,21 @@ mod tests {
         save(&store, 1);
         store.write(Round(2), "a", b"half").unwrap();
         assert_eq!(store.latest().unwrap(), Some(Round(1)));
+    }
+
+    #[test]
+    fn rounds_that_were_begun_only_do_not_count_among_those_kept() {
+        let (dir, store) = store();
+        save(&store, 1);
+        save(&store, 2);
+        store.write(Round(3), "a", b"half").unwrap();
+        store.write(Round(9), "a", b"half, and newer").unwrap();
+        save(&store, 4);
+        let exists = |round: u64| dir.path().join(format!("round-{round:012}")).exists();
+        assert_eq!([1, 2, 3, 4, 9].map(exists), [false, true, false, true, true]);
+        // The newest one is torn: the one before it is still there.
+        fs::remove_file(dir.path().join("round-000000000004").join("a")).unwrap();
+        assert_eq!(store.latest().unwrap(), Some(Round(2)));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 use convoke::chain::commitment::{Commitment, Identity, ManifestVote, Seal};
-use convoke::terms::{Block, Hotkey, ManifestHash, Round, Uid, Weight};
+use convoke::terms::{Block, BlockHash, Hotkey, ManifestHash, Round, Uid, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::store::{StoreError, read_file, write_file};
@@ -43,6 +43,8 @@ impl fmt::Display for Kind {
 /// What is written to disk.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Content {
+    /// The chain that all this is for: on another one none of it is due, and none of it is done.
+    genesis: BlockHash,
     fields: Vec<Vec<u8>>,
     identity_seq: u32,
     identity_done: Option<Block>,
@@ -70,11 +72,12 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// What was on disk, or nothing: an outbox that cannot be read is as good as a new one, since the chain is read before
-    /// anything is sent.
-    pub fn load(path: PathBuf) -> Self {
+    /// What was on disk for this chain, or nothing: an outbox that cannot be read is as good as a new one, since the chain is
+    /// read before anything is sent.
+    pub fn load(path: PathBuf, genesis: BlockHash) -> Self {
         let content: Option<Content> = read_file(&path).ok().and_then(|bytes| postcard::from_bytes(&bytes).ok());
-        let content = content.unwrap_or_default();
+        let content = content.filter(|content| content.genesis == genesis);
+        let content = content.unwrap_or_else(|| Content { genesis, ..Content::default() });
         let commitment = Commitment::parse(&content.fields).unwrap_or_default();
         Self { path, commitment, content }
     }
@@ -124,14 +127,19 @@ impl Outbox {
         Ok(())
     }
 
-    /// The commitment's parts that are not on chain.
-    pub fn due(&self) -> Vec<Kind> {
+    /// The commitment's parts that are not on chain, each with its round; an identity is of no round.
+    pub fn due(&self) -> Vec<(Kind, Round)> {
+        let (own, content) = (&self.commitment, &self.content);
         let parts = [
-            (Kind::Identity, self.commitment.identity.is_some(), self.content.identity_done),
-            (Kind::Seal, self.commitment.seal.is_some(), self.content.seal_done),
-            (Kind::Vote, self.commitment.manifest.is_some(), self.content.vote_done),
+            (Kind::Identity, own.identity.map(|_| Round(0)), content.identity_done),
+            (Kind::Seal, own.seal.map(|seal| seal.round), content.seal_done),
+            (Kind::Vote, own.manifest.map(|vote| vote.round), content.vote_done),
         ];
-        parts.into_iter().filter(|(_, there, done)| *there && done.is_none()).map(|(kind, ..)| kind).collect()
+        parts
+            .into_iter()
+            .filter(|(.., done)| done.is_none())
+            .filter_map(|(kind, round, _)| Some((kind, round?)))
+            .collect()
     }
 
     pub fn commitment(&self) -> Commitment {
@@ -179,16 +187,17 @@ impl Outbox {
     }
 
     /// What is not on chain and no longer of use is not sent.
-    pub fn withdraw(&mut self, kind: Kind, round: Round) {
+    pub fn withdraw(&mut self, kind: Kind, round: Round) -> Result<(), StoreError> {
         if self.done(kind, round).is_some() {
-            return;
+            return Ok(());
         }
         match kind {
-            Kind::Identity => {}
+            Kind::Identity => return Ok(()),
             Kind::Seal => self.commitment.seal = self.commitment.seal.filter(|seal| seal.round != round),
             Kind::Vote => self.commitment.manifest = self.commitment.manifest.filter(|vote| vote.round != round),
             Kind::Weights => self.content.weights = self.content.weights.take().filter(|it| it.round != round),
         }
+        self.save()
     }
 }
 
@@ -196,9 +205,11 @@ impl Outbox {
 mod tests {
     use super::*;
 
+    const CHAIN: BlockHash = BlockHash([7; 32]);
+
     fn outbox() -> (tempfile::TempDir, Outbox) {
         let dir = tempfile::tempdir().unwrap();
-        let outbox = Outbox::load(dir.path().join("outbox"));
+        let outbox = Outbox::load(dir.path().join("outbox"), CHAIN);
         (dir, outbox)
     }
 
@@ -216,11 +227,22 @@ mod tests {
     fn what_was_put_is_due_after_a_crash_until_the_chain_says_it() {
         let (dir, mut outbox) = outbox();
         outbox.put_seal(seal(3)).unwrap();
-        let mut outbox = Outbox::load(dir.path().join("outbox"));
-        assert_eq!(outbox.due(), [Kind::Seal]);
+        let mut outbox = Outbox::load(dir.path().join("outbox"), CHAIN);
+        assert_eq!(outbox.due(), [(Kind::Seal, Round(3))]);
         outbox.committed(&outbox.commitment(), Block(9)).unwrap();
-        let outbox = Outbox::load(dir.path().join("outbox"));
+        let outbox = Outbox::load(dir.path().join("outbox"), CHAIN);
         assert_eq!((outbox.due(), outbox.done(Kind::Seal, Round(3))), (vec![], Some(Block(9))));
+    }
+
+    #[test]
+    fn on_another_chain_nothing_is_due_or_done() {
+        let (dir, mut outbox) = outbox();
+        outbox.put_seal(seal(3)).unwrap();
+        outbox.committed(&outbox.commitment(), Block(9)).unwrap();
+        outbox.put_vote(Round(3), ManifestHash([1; 32])).unwrap();
+        let other = Outbox::load(dir.path().join("outbox"), BlockHash([8; 32]));
+        assert_eq!((other.due(), other.done(Kind::Seal, Round(3))), (vec![], None));
+        assert_eq!(other.commitment(), Commitment::default());
     }
 
     #[test]
@@ -231,7 +253,7 @@ mod tests {
         outbox.put_seal(seal(3)).unwrap();
         assert_eq!(outbox.due(), []);
         outbox.put_seal(seal(4)).unwrap();
-        assert_eq!((outbox.due(), outbox.done(Kind::Seal, Round(4))), (vec![Kind::Seal], None));
+        assert_eq!((outbox.due(), outbox.done(Kind::Seal, Round(4))), (vec![(Kind::Seal, Round(4))], None));
     }
 
     #[test]
@@ -241,17 +263,17 @@ mod tests {
         let sent = outbox.commitment();
         outbox.put_vote(Round(1), ManifestHash([2; 32])).unwrap();
         outbox.committed(&sent, Block(5)).unwrap();
-        assert_eq!(outbox.due(), [Kind::Vote]);
+        assert_eq!(outbox.due(), [(Kind::Vote, Round(1))]);
     }
 
     #[test]
     fn what_is_withdrawn_is_not_sent() {
         let (_dir, mut outbox) = outbox();
         outbox.put_seal(seal(3)).unwrap();
-        outbox.withdraw(Kind::Seal, Round(3));
+        outbox.withdraw(Kind::Seal, Round(3)).unwrap();
         assert_eq!(outbox.due(), []);
         outbox.put_weights(Round(3), vec![], Block(1)).unwrap();
-        outbox.withdraw(Kind::Weights, Round(3));
+        outbox.withdraw(Kind::Weights, Round(3)).unwrap();
         assert!(outbox.weights_due().is_none());
     }
 }

@@ -123,20 +123,22 @@ impl Actor for PeerSync {
 impl State {
     fn publish(&mut self, label: Label, bytes: Arc<[u8]>, port: RpcReplyPort<Result<(), String>>) {
         let transport = self.transport.clone();
-        let forget = (label.round > self.newest).then(|| Round(label.round.0.saturating_sub(ROUNDS_KEPT)));
-        self.newest = self.newest.max(label.round);
+        let oldest = self.reach(label.round);
         tokio::spawn(async move {
             let published = transport.publish(Bytes::from_owner(bytes), label).await;
             answer(port, published.map(drop).map_err(|error| error.to_string()));
-            if let Some(oldest) = forget {
-                if let Err(error) = transport.forget_before(oldest).await {
-                    warn!(%error, "old rounds are still kept");
-                }
-            }
+            forget_before(&transport, oldest).await;
         });
     }
 
-    fn gather(&self, round: Round, wanted: Vec<Wanted>, within: Duration, port: RpcReplyPort<Deliveries>) {
+    /// Notes the newest round that was worked on; whenever there is a newer one, answers which rounds are kept from then on.
+    fn reach(&mut self, round: Round) -> Option<Round> {
+        let is_newer = round > self.newest;
+        self.newest = self.newest.max(round);
+        is_newer.then(|| Round(round.0.saturating_sub(ROUNDS_KEPT)))
+    }
+
+    fn gather(&mut self, round: Round, wanted: Vec<Wanted>, within: Duration, port: RpcReplyPort<Deliveries>) {
         let transport = self.transport.clone();
         let journal = self.parts.journal.clone();
         // What was fetched is served on: a payload from its round's reveal, which has come or it could not be fetched.
@@ -147,6 +149,8 @@ impl State {
             holders: wanted.holders,
         });
         let wants: Vec<Want> = wants.collect();
+        // A node that publishes nothing keeps what it gathers, and must forget as well.
+        let oldest = self.reach(round);
         tokio::spawn(async move {
             let deadline = tokio::time::Instant::now() + within;
             let fetched = transport.gather(wants, deadline).await;
@@ -168,6 +172,7 @@ impl State {
                 (*fetched.want.hash.as_bytes(), bytes)
             });
             answer(port, delivered.collect());
+            forget_before(&transport, oldest).await;
         });
     }
 
@@ -179,6 +184,13 @@ impl State {
         });
         self.transport.admit(&peers.collect::<Vec<_>>()).await?;
         Ok(())
+    }
+}
+
+async fn forget_before(transport: &Transport, oldest: Option<Round>) {
+    let Some(oldest) = oldest else { return };
+    if let Err(error) = transport.forget_before(oldest).await {
+        warn!(%error, "old rounds are still kept");
     }
 }
 

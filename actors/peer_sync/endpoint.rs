@@ -42,6 +42,12 @@ pub enum EndpointError {
         /// What is wrong with it.
         source: InvalidSocketAddr,
     },
+    /// Another process has the port, or this node's own former endpoint, which is about to go.
+    #[error("{address} is in use by another process: stop it, or choose another address with --set node.bind")]
+    InUse {
+        /// The address given.
+        address: SocketAddr,
+    },
     /// The operating system refused the socket.
     #[error("cannot bind {address}")]
     Bind {
@@ -53,17 +59,21 @@ pub enum EndpointError {
 }
 
 impl EndpointError {
-    /// Whether somebody else holds the port, perhaps this node's own former endpoint that is about to go.
-    #[must_use]
-    pub fn is_port_in_use(&self) -> bool {
-        let mut cause = Some(self as &(dyn std::error::Error + 'static));
+    fn of(address: SocketAddr, source: BindError) -> Self {
+        let mut cause = Some(&source as &(dyn std::error::Error + 'static));
         while let Some(error) = cause {
             if error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::AddrInUse) {
-                return true;
+                return Self::InUse { address };
             }
             cause = error.source();
         }
-        false
+        Self::Bind { address, source }
+    }
+
+    /// Whether somebody else holds the port.
+    #[must_use]
+    pub fn is_port_in_use(&self) -> bool {
+        matches!(self, Self::InUse { .. })
     }
 }
 
@@ -87,7 +97,7 @@ pub(super) async fn bind(
         .hooks(doorman)
         .bind()
         .await
-        .map_err(|source| EndpointError::Bind { address, source })
+        .map_err(|source| EndpointError::of(address, source))
 }
 
 fn transport_config() -> QuicTransportConfig {

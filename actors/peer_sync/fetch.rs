@@ -6,10 +6,13 @@
 //! fails half way leaves what it sent, and the next one sends only what is missing.
 //!
 //! A holder that says nothing for `stall_timeout` is given up. One that trickles cannot hold the fetch either: each holder gets an
-//! equal share of the time left, and one that made progress but not enough goes to the back of the line.
+//! equal share of the time left.
+//!
+//! A holder that refuses may be honest and a few milliseconds behind: nodes see a block, and admit each other, one after the other.
+//! So whoever failed is asked again, at growing intervals, until the deadline; only a size that is proven wrong ends the fetch, and
+//! only bytes that have another hash end a holder's part in it. A fetch that pauses gives its turn to those that wait for one, so
+//! payloads that are sealed and never served do not keep back the others.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,7 +27,7 @@ use iroh_blobs::get::request::get_verified_size;
 use iroh_blobs::protocol::{ERR_INTERNAL, ERR_LIMIT, ERR_PERMISSION};
 use n0_future::StreamExt;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use super::stats::add;
 use super::store::{Label, StoreError};
@@ -32,6 +35,14 @@ use super::transport::{Live, Transport};
 
 /// How often one holder is asked within its share of the time.
 const ATTEMPTS_MAX: u32 = 3;
+
+/// Pause before a holder that failed is asked again; it doubles with every failure.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// The longest such pause.
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long a fetch none of whose holders is admitted waits for one to be: the list of members and the order to fetch have been read
+/// from the same chain, so they are at most a message apart.
+const ADMISSION_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How large a blob may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,16 +191,19 @@ impl Transport {
     /// Gets one blob: verified against its hash, of the size wanted, and kept under the want's label.
     pub async fn fetch(&self, want: Want, deadline: Instant) -> Fetched {
         let started = Instant::now();
-        let obtain = async {
-            let _turn = self.fetch_turns().acquire().await.map_err(|_| FetchError::Closed)?;
-            let live = self.live().map_err(|_| FetchError::Closed)?;
-            self.obtain(&live, &want, deadline).await
-        };
+        let mut failure = None;
         let outcome = tokio::select! {
             // In this order: a fetch whose connection the closing has cut must not report its holder.
             biased;
             () = self.closing() => Err(FetchError::Closed),
-            outcome = timeout_at(deadline, obtain) => outcome.unwrap_or(Err(FetchError::Deadline)),
+            outcome = timeout_at(deadline, self.obtain(&want, deadline, &mut failure)) => {
+                outcome.unwrap_or(Err(FetchError::Deadline))
+            }
+        };
+        // What a holder said explains more than that time ran out.
+        let outcome = match (outcome, failure) {
+            (Err(FetchError::Deadline), Some(failure)) => Err(failure),
+            (outcome, _) => outcome,
         };
         let elapsed = started.elapsed();
         self.stats().fetched(elapsed, outcome.as_ref().err());
@@ -208,48 +222,93 @@ impl Transport {
         fetched.into_iter().map(|(_, fetched)| fetched).collect()
     }
 
-    async fn obtain(&self, live: &Arc<Live>, want: &Want, deadline: Instant) -> Result<Bytes, FetchError> {
+    async fn obtain(
+        &self,
+        want: &Want,
+        deadline: Instant,
+        failure: &mut Option<FetchError>,
+    ) -> Result<Bytes, FetchError> {
+        let live = self.live().map_err(|_| FetchError::Closed)?;
         let _held = live.store.hold(want.hash).await?;
         if let Some(size) = live.store.size(want.hash).await? {
             want.size.check(size)?;
         } else {
-            self.download(live, want, deadline).await?;
+            self.download(&live, want, deadline, failure).await?;
         }
         live.store.keep(want.hash, want.label).await?;
         Ok(live.store.read(want.hash).await?)
     }
 
-    /// Asks the holders in turn until the blob is whole in the store.
-    async fn download(&self, live: &Live, want: &Want, deadline: Instant) -> Result<(), FetchError> {
-        let mut holders: VecDeque<PublicKey> = want
-            .holders
-            .iter()
-            .filter_map(|holder| PublicKey::from_bytes(&holder.0).ok())
-            .filter(|holder| self.admission().admits(holder))
-            .collect();
-        let mut failure = FetchError::NotFound;
-        while let Some(holder) = holders.pop_front() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(holders.len() + 1).unwrap_or(u32::MAX);
-            let mut received = 0;
-            let error = match timeout(share, self.download_from(live, want, holder, &mut received)).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => error,
-                Err(_) if received > 0 => {
-                    holders.push_back(holder);
-                    FetchError::Unreachable
+    /// Asks the holders in turn, and again, until the blob is whole in the store. `failure` is what says most about why it is not.
+    async fn download(
+        &self,
+        live: &Live,
+        want: &Want,
+        deadline: Instant,
+        failure: &mut Option<FetchError>,
+    ) -> Result<(), FetchError> {
+        let started = Instant::now();
+        let mut holders = holders_of(want, started);
+        // Of those that may be asked at the same time, the best comes first.
+        while let Some(index) = (0..holders.len()).min_by_key(|index| holders[*index].not_before) {
+            let mut holder = holders.remove(index);
+            let is_known = |holder: &Holder| self.admission().admits(&holder.id);
+            let nobody_known = !is_known(&holder) && !holders.iter().any(is_known);
+            if holder.not_before >= deadline || nobody_known && holder.not_before >= started + ADMISSION_PATIENCE {
+                break;
+            }
+            sleep_until(holder.not_before).await;
+            let error = if is_known(&holder) {
+                let share = holders.len() + 1;
+                match self.ask(live, want, &mut holder, share, deadline).await {
+                    Ok(()) => return Ok(()),
+                    // Then the time is over, and this holder has not failed.
+                    Err(FetchError::Deadline) => break,
+                    Err(error) => error,
                 }
-                Err(_) => FetchError::Unreachable,
+            } else {
+                holder.not_before = Instant::now() + RETRY_PAUSE_MIN;
+                FetchError::NotFound
             };
-            tracing::debug!(holder = %holder.fmt_short(), hash = %want.hash.fmt_short(), %error, "a holder failed");
             if error.is_final() {
                 return Err(error);
             }
-            if error.weight() >= failure.weight() {
-                failure = error;
+            if error != FetchError::Corrupt {
+                holders.push(holder);
+            }
+            if failure.as_ref().is_none_or(|failure| error.weight() >= failure.weight()) {
+                *failure = Some(error);
             }
         }
-        Err(if Instant::now() >= deadline { FetchError::Deadline } else { failure })
+        let silent = if Instant::now() >= deadline { FetchError::Deadline } else { FetchError::NotFound };
+        Err(failure.clone().unwrap_or(silent))
+    }
+
+    /// Asks one holder, within its share of the time left, and says when it may be asked again.
+    async fn ask(
+        &self,
+        live: &Live,
+        want: &Want,
+        holder: &mut Holder,
+        share: usize,
+        deadline: Instant,
+    ) -> Result<(), FetchError> {
+        let _turn = self.fetch_turns().acquire().await.map_err(|_| FetchError::Closed)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let within = left / u32::try_from(share).unwrap_or(u32::MAX);
+        let mut received = 0;
+        let error = match timeout(within, self.download_from(live, want, holder.id, &mut received)).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => error,
+            Err(_) if Instant::now() >= deadline => FetchError::Deadline,
+            Err(_) => FetchError::Unreachable,
+        };
+        // One that brought something is not yet given up on.
+        holder.failures = if received > 0 { 0 } else { holder.failures };
+        holder.not_before = Instant::now() + retry_pause(holder.failures);
+        holder.failures += 1;
+        tracing::debug!(holder = %holder.id.fmt_short(), hash = %want.hash.fmt_short(), %error, "a holder failed");
+        Err(error)
     }
 
     /// A connection kept from an earlier fetch may be dead without knowing it, for instance when its peer was restarted; and one that
@@ -304,6 +363,29 @@ impl Transport {
     }
 }
 
+/// A holder of what is wanted, and when it may be asked.
+struct Holder {
+    id: PublicKey,
+    failures: u32,
+    not_before: Instant,
+}
+
+/// The holders of a want, each once, best first; an id that is no public key is nobody's.
+fn holders_of(want: &Want, now: Instant) -> Vec<Holder> {
+    let mut holders: Vec<Holder> = Vec::new();
+    for id in want.holders.iter().filter_map(|holder| PublicKey::from_bytes(&holder.0).ok()) {
+        if holders.iter().all(|holder| holder.id != id) {
+            holders.push(Holder { id, failures: 0, not_before: now });
+        }
+    }
+    holders
+}
+
+/// The pause after a failure that `failures` others came before.
+fn retry_pause(failures: u32) -> Duration {
+    RETRY_PAUSE_MIN.saturating_mul(1 << failures.min(10)).min(RETRY_PAUSE_MAX)
+}
+
 /// Waits for a holder's answer. If nothing at all came over the connection meanwhile, the connection is dead and is closed, so that
 /// nobody uses it again; if only this answer is missing, the other fetches on it go on.
 async fn answered<T>(
@@ -350,5 +432,16 @@ fn classify(error: &GetError, connection: &Connection) -> FetchError {
         // A stream that could not be opened is reported as a local failure too.
         GetError::LocalFailure { .. } if connection.close_reason().is_none() => FetchError::Store(error.to_string()),
         _ => FetchError::Unreachable,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_pause_doubles_up_to_a_second() {
+        let pauses: Vec<_> = [0, 1, 2, 3, 4, 99].map(|failures| retry_pause(failures).as_millis()).into();
+        assert_eq!(pauses, [100, 200, 400, 800, 1000, 1000]);
     }
 }

@@ -7,12 +7,16 @@
 //! transport that does not answer any more is closed and opened anew, on the same port.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::Mutex;
 
 use super::gate::Gate;
 use super::stats::Stats;
 use super::transport::{Transport, TransportConfig, TransportError};
+
+/// Patience of the first opening: nobody but a stranger can have the port then, and the operator is waiting to be told.
+const FIRST_PATIENCE: Duration = Duration::from_millis(200);
 
 /// The place where a node's transport stays while its actor comes and goes. Owned by the supervisor.
 pub struct TransportSlot {
@@ -25,6 +29,7 @@ struct SlotContent {
     /// The address becomes the one that was bound, so that the next transport gets the same port.
     config: TransportConfig,
     transport: Option<Transport>,
+    was_opened: bool,
 }
 
 impl TransportSlot {
@@ -34,7 +39,7 @@ impl TransportSlot {
         Self {
             gate: Arc::new(Gate::default()),
             stats: Arc::new(Stats::default()),
-            content: Mutex::new(SlotContent { config, transport: None }),
+            content: Mutex::new(SlotContent { config, transport: None, was_opened: false }),
         }
     }
 
@@ -53,7 +58,12 @@ impl TransportSlot {
             transport.shutdown().await;
             content.transport = None;
         }
-        let transport = Transport::open_with(content.config.clone(), self.gate.clone(), self.stats.clone()).await?;
+        let mut config = content.config.clone();
+        if !content.was_opened {
+            config.patience = config.patience.min(FIRST_PATIENCE);
+        }
+        let transport = Transport::open_with(config, self.gate.clone(), self.stats.clone()).await?;
+        content.was_opened = true;
         content.config.bind = transport.address();
         Ok(content.transport.insert(transport).clone())
     }

@@ -29,6 +29,16 @@ fn soon() -> Instant {
     Instant::now() + BOUND
 }
 
+/// For a fetch that must fail: holders are asked until the deadline.
+fn briefly() -> Instant {
+    Instant::now() + Duration::from_secs(1)
+}
+
+/// Long enough for a holder to be found dead.
+fn awhile() -> Instant {
+    Instant::now() + Duration::from_secs(3)
+}
+
 fn secret(seed: u8) -> SecretKey {
     SecretKey::from_bytes(&[seed; 32])
 }
@@ -91,8 +101,8 @@ async fn a_payload_is_refused_before_its_reveal_and_served_after() {
     let want = want(hash, 100_000, &[&owner]);
 
     owner.set_head(Block(7));
-    assert_eq!(reader.fetch(want.clone(), soon()).await.outcome, Err(FetchError::Refused));
-    assert_eq!(owner.stats().refused(Refusal::Unrevealed), 1);
+    assert_eq!(reader.fetch(want.clone(), briefly()).await.outcome, Err(FetchError::Refused));
+    assert!(owner.stats().refused(Refusal::Unrevealed) > 1, "it is asked again");
     assert_eq!(owner.stats().bytes_up.load(Ordering::Relaxed), 0);
 
     owner.set_head(Block(8));
@@ -105,12 +115,53 @@ async fn a_payload_is_refused_before_its_reveal_and_served_after() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_holder_that_is_a_moment_behind_is_asked_again() {
+    let ((owner, _a), (reader, _b)) = (node(41).await, node(42).await);
+    let bytes = content(100_000, 1);
+    let hash = owner.publish(bytes.clone(), label(1, Reveal::At(Block(8)))).await.unwrap();
+    // First the reader does not know the owner, then the owner not the reader, then its head has not come.
+    let (fetched, ()) = tokio::join!(reader.fetch(want(hash, 100_000, &[&owner]), soon()), async {
+        reader.admit(&[peer(&owner)]).await.unwrap();
+        eventually(async || owner.stats().refused(Refusal::Stranger) > 0).await;
+        owner.admit(&[peer(&reader)]).await.unwrap();
+        eventually(async || owner.stats().refused(Refusal::Unrevealed) > 0).await;
+        owner.set_head(Block(8));
+    });
+    assert_eq!(fetched.outcome, Ok(bytes));
+    assert!(fetched.elapsed < BOUND / 2, "took {:?}", fetched.elapsed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fetch_from_nobody_who_is_admitted_ends_soon() {
+    let ((owner, _a), (reader, _b)) = (node(43).await, node(44).await);
+    let fetched = reader.fetch(want(Hash::new(b"x"), 7, &[&owner]), soon()).await;
+    assert_eq!(fetched.outcome, Err(FetchError::NotFound));
+    assert!(fetched.elapsed < Duration::from_secs(5), "took {:?}", fetched.elapsed);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn payloads_that_never_come_do_not_keep_back_those_that_do() {
+    let dir = TempDir::new().unwrap();
+    let mut narrow = config(&dir, 45);
+    narrow.limits.parallel_max = 1;
+    let reader = Transport::open(narrow).await.unwrap();
+    let (owner, _a) = node(46).await;
+    acquaint(&[&owner, &reader]).await;
+    let hash = owner.publish(content(1000, 1), label(1, Reveal::Always)).await.unwrap();
+    let mut wants: Vec<_> = (0..4).map(|i| want(Hash::new([i]), 1, &[&owner])).collect();
+    wants.push(want(hash, 1000, &[&owner]));
+    let fetched = reader.gather(wants, awhile()).await;
+    assert_eq!(fetched[4].outcome, Ok(content(1000, 1)));
+    assert!(fetched[..4].iter().all(|fetched| fetched.outcome == Err(FetchError::Refused)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_blob_nobody_published_is_refused_like_an_unrevealed_one() {
     let ((owner, _a), (reader, _b)) = (node(3).await, node(4).await);
     acquaint(&[&owner, &reader]).await;
-    let outcome = reader.fetch(want(Hash::new(b"nothing"), 7, &[&owner]), soon()).await.outcome;
+    let outcome = reader.fetch(want(Hash::new(b"nothing"), 7, &[&owner]), briefly()).await.outcome;
     assert_eq!(outcome, Err(FetchError::Refused));
-    assert_eq!(owner.stats().refused(Refusal::Unknown), 1);
+    assert!(owner.stats().refused(Refusal::Unknown) > 0);
     let outcome = reader.fetch(want(Hash::new(b"nothing"), 7, &[]), soon()).await.outcome;
     assert_eq!(outcome, Err(FetchError::NotFound));
 }
@@ -120,7 +171,7 @@ async fn a_stranger_is_refused() {
     let ((owner, _a), (stranger, _b)) = (node(5).await, node(6).await);
     stranger.admit(&[peer(&owner)]).await.unwrap();
     let hash = owner.publish(content(1000, 1), label(1, Reveal::Always)).await.unwrap();
-    let outcome = stranger.fetch(want(hash, 1000, &[&owner]), soon()).await.outcome;
+    let outcome = stranger.fetch(want(hash, 1000, &[&owner]), briefly()).await.outcome;
     assert_eq!(outcome, Err(FetchError::Refused));
     assert!(owner.stats().refused(Refusal::Stranger) > 0);
     assert_eq!(owner.stats().requests_served.load(Ordering::Relaxed), 0);
@@ -134,7 +185,7 @@ async fn a_peer_that_leaves_the_registry_is_refused_on_its_standing_connection()
     let second = owner.publish(content(1000, 2), label(1, Reveal::Always)).await.unwrap();
     assert!(reader.fetch(want(first, 1000, &[&owner]), soon()).await.outcome.is_ok());
     owner.admit(&[]).await.unwrap();
-    assert_eq!(reader.fetch(want(second, 1000, &[&owner]), soon()).await.outcome, Err(FetchError::Refused));
+    assert_eq!(reader.fetch(want(second, 1000, &[&owner]), briefly()).await.outcome, Err(FetchError::Refused));
     assert_eq!(reader.stats().dials.load(Ordering::Relaxed), 1);
 }
 
@@ -172,7 +223,7 @@ async fn a_dead_holder_falls_over_to_a_live_one() {
     assert_eq!(reader.stats().dials_failed.load(Ordering::Relaxed), 1);
     wanted.hash = Hash::new(b"elsewhere");
     wanted.holders.truncate(1);
-    assert_eq!(reader.fetch(wanted, soon()).await.outcome, Err(FetchError::Unreachable));
+    assert_eq!(reader.fetch(wanted, awhile()).await.outcome, Err(FetchError::Unreachable));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -205,7 +256,7 @@ async fn a_gather_answers_in_order_and_names_each_failure() {
     }
     wants[7].hash = Hash::new(b"missing");
     wants[9].size = SizeRule::Exactly(1);
-    let fetched = reader.gather(wants.clone(), soon()).await;
+    let fetched = reader.gather(wants.clone(), awhile()).await;
     assert_eq!(fetched.len(), 20);
     for (index, (fetched, want)) in fetched.iter().zip(&wants).enumerate() {
         assert_eq!(fetched.want.hash, want.hash);
@@ -242,7 +293,7 @@ async fn a_peer_over_its_request_budget_is_told_to_wait() {
     let first = owner.publish(content(1000, 1), label(1, Reveal::Always)).await.unwrap();
     assert!(reader.fetch(want(first, 1000, &[&owner]), soon()).await.outcome.is_ok(), "a size and a get: two requests");
     let wants = (0..8).map(|i| want(Hash::new([i]), 1, &[&owner])).collect();
-    let fetched = reader.gather(wants, soon()).await;
+    let fetched = reader.gather(wants, briefly()).await;
     assert!(fetched.iter().any(|fetched| fetched.outcome == Err(FetchError::Busy)));
     assert!(owner.stats().refused(Refusal::TooOften) > 0);
 }
@@ -295,7 +346,7 @@ async fn a_fetch_ends_by_its_deadline_when_the_holder_hangs() {
     let fetched = reader.fetch(wanted.clone(), Instant::now() + Duration::from_millis(300)).await;
     assert_eq!(fetched.outcome, Err(FetchError::Deadline));
     assert!(fetched.elapsed < Duration::from_secs(2), "took {:?}", fetched.elapsed);
-    let fetched = reader.fetch(wanted, soon()).await;
+    let fetched = reader.fetch(wanted, awhile()).await;
     assert_eq!(
         fetched.outcome,
         Err(FetchError::Unreachable),
@@ -359,9 +410,9 @@ async fn a_restart_on_the_same_directory_serves_again() {
         owner.set_head(Block(1));
         let outcome = reader.fetch(want(revealed, 30_000, &[&owner]), soon()).await.outcome;
         assert_eq!(outcome, Ok(open), "orderly: {orderly}");
-        let outcome = reader.fetch(want(hidden, 30_000, &[&owner]), soon()).await.outcome;
+        let outcome = reader.fetch(want(hidden, 30_000, &[&owner]), briefly()).await.outcome;
         assert_eq!(outcome, Err(FetchError::Refused), "a reveal survives a restart");
-        assert_eq!(owner.stats().refused(Refusal::Unrevealed), 1);
+        assert!(owner.stats().refused(Refusal::Unrevealed) > 0);
     }
 }
 
@@ -429,7 +480,7 @@ async fn retention_forgets_old_rounds() {
     assert_eq!(owner.forget_before(Round(3)).await.unwrap(), 2);
     assert_eq!(owner.gate().len(), 3);
     eventually(async || owner.local_size(hashes[0]).await.unwrap().is_none()).await;
-    assert_eq!(reader.fetch(want(hashes[0], 60_000, &[&owner]), soon()).await.outcome, Err(FetchError::Refused));
+    assert_eq!(reader.fetch(want(hashes[0], 60_000, &[&owner]), briefly()).await.outcome, Err(FetchError::Refused));
     for kept in &hashes[1..] {
         assert_eq!(owner.local_size(*kept).await.unwrap(), Some(60_000));
         assert!(reader.fetch(want(*kept, 60_000, &[&owner]), soon()).await.outcome.is_ok());
