@@ -4,6 +4,8 @@
 //! Each test scripts faults into one node of three and lets all of them run on: the node must go on, every restart must be
 //! counted, siblings must not be restarted, and the other miner must be in every manifest as before.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod harness;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The program as its user meets it: a process with arguments, signals and exit codes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod harness;
 
 use std::path::{Path, PathBuf};

@@ -3,6 +3,8 @@
 //! Two miners and a validator, each a tree of real actors with a real iroh endpoint, complete rounds around one chain. What
 //! they record must equal `convoke::reference`, bit for bit: the digest of θ after every round.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
+
 mod harness;
 
 use convoke::terms::{Round, Uid};

@@ -109,7 +109,7 @@ pub struct Settled {
 #[derive(Debug, Clone)]
 enum Call {
     /// To be sent, or only looked for where it would come too late.
-    Commitment { commitment: Commitment, only_look: bool },
+    Commitment { commitment: Box<Commitment>, only_look: bool },
     /// Round, shares, and the head when they were decided.
     Weights(Round, Vec<(Hotkey, f64)>, Block),
 }
@@ -222,7 +222,7 @@ impl State {
         let due = self.outbox.due();
         let (call, carried) = if !due.is_empty() && self.head >= self.commitments.not_before {
             let only_look = due.iter().all(|part| self.is_too_late_to_send(*part));
-            (Call::Commitment { commitment: self.outbox.commitment(), only_look }, due)
+            (Call::Commitment { commitment: Box::new(self.outbox.commitment()), only_look }, due)
         } else if let Some((round, shares, since)) =
             self.outbox.weights_due().filter(|_| self.head >= self.weights.not_before)
         {

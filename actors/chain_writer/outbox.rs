@@ -63,6 +63,9 @@ struct Weights {
     done: Option<Block>,
 }
 
+/// A round, its shares by hotkey, and the head when they were decided.
+pub type WeightsDue = (Round, Vec<(Hotkey, f64)>, Block);
+
 /// The outbox.
 #[derive(Debug)]
 pub struct Outbox {
@@ -147,7 +150,7 @@ impl Outbox {
     }
 
     /// Weights that are not on chain: their round, shares, and the head when they were decided.
-    pub fn weights_due(&self) -> Option<(Round, Vec<(Hotkey, f64)>, Block)> {
+    pub fn weights_due(&self) -> Option<WeightsDue> {
         let weights = self.content.weights.as_ref().filter(|weights| weights.done.is_none())?;
         Some((weights.round, weights.shares.clone(), weights.since))
     }

@@ -199,7 +199,7 @@ impl Drop for State {
 
 async fn follow_heads(mut heads: tokio::sync::watch::Receiver<Heads>, me: ActorRef<Msg>) {
     loop {
-        let newest = heads.borrow_and_update().clone();
+        let newest = *heads.borrow_and_update();
         if me.cast(Msg::Head(newest)).is_err() || heads.changed().await.is_err() {
             return;
         }

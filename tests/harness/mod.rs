@@ -68,7 +68,7 @@ static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 pub struct World {
     pub dir: tempfile::TempDir,
     pub host: Host,
-    addresses: AddressBook,
+    pub addresses: AddressBook,
     sets: Vec<String>,
     _turn: tokio::sync::MutexGuard<'static, ()>,
 }
