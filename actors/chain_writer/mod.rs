@@ -11,7 +11,7 @@
 //! apart.
 //!
 //! Nothing is written twice. The chain is read before every call and after it, and a call that is not heard of for
-//! [`CALL_BLOCKS_MAX`] blocks counts as one whose fate is unknown. A call that a crash has cut off may wait in the pool for
+//! `CALL_BLOCKS_MAX` blocks counts as one whose fate is unknown. A call that a crash has cut off may wait in the pool for
 //! the rest of its era; so the actor waits one block, reads, and sends only what the chain does not say. One block is
 //! enough: a pool holds nothing back, so what the next block does not have was not accepted or is being kept out, and
 //! should both get in after all, the second says what the first said: a commitment stays what it is, and weights are

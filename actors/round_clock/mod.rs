@@ -7,7 +7,7 @@
 //! Mailbox: one message a block, one a running procedure, one heart-beat.
 //!
 //! An effect is carried out by a procedure: a task that asks the leaf actors one after the other, each with a deadline
-//! from [`deadline`], and tells this actor how it went. So the mailbox is never blocked.
+//! from `deadline`, and tells this actor how it went. So the mailbox is never blocked.
 //!
 //! Fault points: `head`, and one for each phase's name when it is entered.
 

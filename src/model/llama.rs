@@ -4,7 +4,7 @@
 //! `[out, in]`, on the host and on the device alike: exchange with θ is a copy. Gradients are computed by a backward pass
 //! written out by hand (`block`) instead of by automatic differentiation; it is checked against PyTorch.
 //!
-//! The head runs over [`HEAD_ROWS`] positions at a time: the logits of a whole batch are the largest array of a small
+//! The head runs over `HEAD_ROWS` positions at a time: the logits of a whole batch are the largest array of a small
 //! model by far, and are never needed at once.
 
 use burn::tensor::{DType, Device, IndexingUpdateOp, Int, Tensor, TensorData};
