@@ -116,7 +116,7 @@ impl Desk {
         let patience = self.parts.chain.block_time().max(deadline::AT_LEAST / 4);
         let Ok(fetched) = self.fetch_manifest(round, hash, holders, within.min(patience)).await else { return refused };
         let vouched = fetched.filter(|manifest| {
-            manifest.follows(round, ground)
+            follows(manifest, round, ground)
                 && manifest.base == ground.digest
                 && manifest.entries.iter().all(|entry| gathered.find(entry).is_some())
         });
@@ -186,7 +186,7 @@ impl Desk {
                 .collect();
             let manifest = desk.fetch_manifest(round, hash, endorsers.clone(), within).await?;
             // What the majority has agreed on but nobody can use is a null round, for everybody alike.
-            let Some(manifest) = manifest.filter(|manifest| manifest.follows(round, &ground)) else {
+            let Some(manifest) = manifest.filter(|manifest| follows(manifest, round, &ground)) else {
                 return Ok(null_round);
             };
             if manifest.base != ground.digest {
@@ -299,17 +299,10 @@ impl Desk {
     }
 }
 
-/// Whether a manifest is the next one of the run's chain of manifests.
-trait Follows {
-    fn follows(&self, round: Round, ground: &Ground) -> bool;
-}
-
-impl Follows for Manifest {
-    /// Of this round, and after the manifest that made θ. A manifest for another θ is not judged here: then it is this node
-    /// that may be off.
-    fn follows(&self, round: Round, ground: &Ground) -> bool {
-        self.round == round && (self.prev == ground.prev || self.base != ground.digest)
-    }
+/// Whether a manifest is of this round, and after the manifest that made θ. One for another θ is not judged here: then it is
+/// this node that may be off.
+fn follows(manifest: &Manifest, round: Round, ground: &Ground) -> bool {
+    manifest.round == round && (manifest.prev == ground.prev || manifest.base != ground.digest)
 }
 
 /// PeerSync answers at its deadline with what it has; this is for the answer itself.
