@@ -26,6 +26,7 @@ mod outer_step;
 mod record;
 mod scale;
 mod select;
+mod simd;
 
 pub use body::{Body, BodyRef, MalformedBody, apply_one, decode, norm, norms, overlap};
 pub use encode::{EncodeError, EncodeReport, Encoded, Undo, encode};
@@ -34,6 +35,7 @@ pub use levels::{LEVEL_MAX, LEVEL_ONE, Levels, MalformedLevels, SIGMA_VALUE_MAX}
 pub use outer_step::{CONTRIBUTIONS_MAX, ContributionReport, OuterStep, OuterStepReport, outer_step};
 pub use record::{Format, KEEP_MAX, MalformedRecord, Part, Record};
 pub use scale::SCALES;
+pub use simd::Simd;
 
 #[cfg(test)]
 pub(crate) mod tests;
