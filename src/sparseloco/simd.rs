@@ -32,6 +32,8 @@ pub(crate) trait Kernel {
 pub(crate) trait Lanes: Copy {
     /// Bit i: whether |row\[i\]|, compared as integers, is at least `bound`, which is below 2^31.
     fn at_least(self, row: &[f32; BLOCK_EDGE], bound: u32) -> u64;
+    /// Bit i: the sign of row\[i\].
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64;
     /// Asks for a row's cache lines, which will be read soon.
     fn prefetch(self, row: &[f32; BLOCK_EDGE]);
 }
@@ -104,17 +106,27 @@ impl Lanes for Portable {
     #[inline(always)]
     fn at_least(self, row: &[f32; BLOCK_EDGE], bound: u32) -> u64 {
         let bound = bound as i32;
-        let mut bits = 0;
-        for (i, part) in row.as_chunks::<8>().0.iter().enumerate() {
-            // Eight bytes of 0 or 1 become eight bits: byte j is carried to bit 56 + j, and no two meet.
-            let bytes = part.map(|a| u8::from((a.to_bits() & MAGNITUDE) as i32 >= bound));
-            bits |= (u64::from_le_bytes(bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
-        }
-        bits
+        bitmap(row, |a| (a.to_bits() & MAGNITUDE) as i32 >= bound)
+    }
+
+    #[inline(always)]
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64 {
+        bitmap(row, f32::is_sign_negative)
     }
 
     #[inline(always)]
     fn prefetch(self, _: &[f32; BLOCK_EDGE]) {}
+}
+
+#[inline(always)]
+fn bitmap(row: &[f32; BLOCK_EDGE], is_set: impl Fn(f32) -> bool) -> u64 {
+    let mut bits = 0;
+    for (i, part) in row.as_chunks::<8>().0.iter().enumerate() {
+        // Eight bytes of 0 or 1 become eight bits: byte j is carried to bit 56 + j, and no two meet.
+        let bytes = part.map(|a| u8::from(is_set(a)));
+        bits |= (u64::from_le_bytes(bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
+    }
+    bits
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -129,6 +141,15 @@ impl Lanes for V3 {
             let is_above = self.avx2._mm256_cmpgt_epi32(a, below);
             let eight = self.avx._mm256_movemask_ps(pulp::cast(is_above)) as u32;
             bits |= u64::from(eight) << (8 * i);
+        }
+        bits
+    }
+
+    #[inline(always)]
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64 {
+        let mut bits = 0;
+        for (i, part) in row.as_chunks::<8>().0.iter().enumerate() {
+            bits |= u64::from(self.avx._mm256_movemask_ps(pulp::cast(*part)) as u32) << (8 * i);
         }
         bits
     }
@@ -149,6 +170,15 @@ impl Lanes for V4 {
         for (i, part) in row.as_chunks::<16>().0.iter().enumerate() {
             let a = self.avx512f._mm512_and_si512(pulp::cast(*part), magnitude);
             bits |= u64::from(self.avx512f._mm512_cmpge_epu32_mask(a, bound)) << (16 * i);
+        }
+        bits
+    }
+
+    #[inline(always)]
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64 {
+        let mut bits = 0;
+        for (i, part) in row.as_chunks::<16>().0.iter().enumerate() {
+            bits |= u64::from(self.avx512dq._mm512_movepi32_mask(pulp::cast(*part))) << (16 * i);
         }
         bits
     }
@@ -175,11 +205,11 @@ mod tests {
     struct Compare<'a>(&'a [f32; CHUNK_LEN], u32);
 
     impl Kernel for Compare<'_> {
-        type Output = Vec<u64>;
+        type Output = Vec<[u64; 2]>;
 
         #[inline(always)]
-        fn run<L: Lanes>(self, lanes: L) -> Vec<u64> {
-            self.0.as_chunks().0.iter().map(|row| lanes.at_least(row, self.1)).collect()
+        fn run<L: Lanes>(self, lanes: L) -> Vec<[u64; 2]> {
+            self.0.as_chunks().0.iter().map(|row| [lanes.at_least(row, self.1), lanes.signs(row)]).collect()
         }
     }
 
@@ -187,12 +217,12 @@ mod tests {
     fn every_instruction_set_compares_alike() {
         let chunk = std::array::from_fn(|i| f32::from_bits((i as u32).wrapping_mul(2_654_435_761)));
         for bound in [0, 1, 0x3f80_0000, 0x7f7f_ffff, MAGNITUDE] {
-            let wanted: Vec<u64> = chunk
+            let bits = |row: &[f32], is_set: &dyn Fn(u32) -> bool| {
+                row.iter().enumerate().map(|(i, a)| u64::from(is_set(a.to_bits())) << i).sum()
+            };
+            let wanted: Vec<[u64; 2]> = chunk
                 .chunks(BLOCK_EDGE)
-                .map(|row| {
-                    let bit = |(i, a): (usize, &f32)| u64::from(a.to_bits() & MAGNITUDE >= bound) << i;
-                    row.iter().enumerate().map(bit).sum()
-                })
+                .map(|row| [bits(row, &|a| a & MAGNITUDE >= bound), bits(row, &|a| a > MAGNITUDE)])
                 .collect();
             for simd in Simd::available() {
                 assert_eq!(simd.dispatch(Compare(&chunk, bound)), wanted, "{simd:?}, bound {bound:#x}");
