@@ -75,7 +75,7 @@ impl Bench {
         if !is_full && (0..CHUNK_LEN).any(stray) {
             return Err(Unfit::PaddingNotZero);
         }
-        let largest = self.maxima.accumulate(self.decay, chunk.error, chunk.delta);
+        let largest = self.maxima.accumulate(lanes, self.decay, chunk.error, chunk.delta);
         if largest >= INFINITE {
             return Err(Unfit::NotFinite);
         }

@@ -11,10 +11,9 @@
 
 use super::layout::{BLOCK_EDGE, CHUNK_LEN, Valid};
 use super::record::KEEP_MAX;
-use super::simd::{Lanes, MAGNITUDE};
+use super::simd::{Lanes, MAGNITUDE, WIDTH};
 
-/// Lanes of one accumulator, and how many of them divide a chunk at most.
-const WIDTH: usize = 16;
+/// How many lanes divide a chunk at most.
 const LANES_MAX: usize = 2 * KEEP_MAX;
 
 /// Positions of a row that are written without a branch; more are rare.
@@ -36,41 +35,32 @@ impl Maxima {
 
     /// e ← fl(β·e + Δ) = a, and the lanes' maxima. Answers the largest: from 0x7f80_0000 on some a is not finite.
     #[inline(always)]
-    pub(super) fn accumulate(
+    pub(super) fn accumulate<L: Lanes>(
         &mut self,
+        lanes: L,
         decay: f32,
         error: &mut [f32; CHUNK_LEN],
         delta: &[f32; CHUNK_LEN],
     ) -> u32 {
-        let lanes = self.lanes.as_chunks_mut::<WIDTH>().0;
-        let mut overall = [0; WIDTH];
+        let mut largest = 0;
         let regions = error.chunks_exact_mut(self.region_len).zip(delta.chunks_exact(self.region_len));
-        for ((error, delta), lanes) in regions.zip(lanes) {
-            let mut maxima = [0; WIDTH];
-            for (error, delta) in error.as_chunks_mut::<WIDTH>().0.iter_mut().zip(delta.as_chunks::<WIDTH>().0) {
-                for ((e, d), maximum) in error.iter_mut().zip(delta).zip(&mut maxima) {
-                    *e = decay * *e + d;
-                    *maximum = larger(*maximum, (e.to_bits() & MAGNITUDE) as i32);
-                }
-            }
-            for ((lane, maximum), overall) in lanes.iter_mut().zip(maxima).zip(&mut overall) {
-                *lane = maximum as u32;
-                *overall = larger(*overall, maximum);
-            }
+        for ((error, delta), maxima) in regions.zip(self.lanes.as_chunks_mut().0) {
+            *maxima = lanes.accumulate(decay, error.as_chunks_mut().0, delta.as_chunks().0);
+            largest = maxima.iter().copied().fold(largest, u32::max);
         }
-        overall.into_iter().fold(0, larger) as u32
+        largest
     }
 
     /// A magnitude that at least `n_kept` of the lanes reach, and few more than that.
     #[inline(always)]
-    fn bound(&self, n_kept: usize, largest: u32) -> u32 {
-        let lanes = self.lanes[..CHUNK_LEN * WIDTH / self.region_len].as_chunks::<WIDTH>().0;
+    fn bound<L: Lanes>(&self, lanes: L, n_kept: usize, largest: u32) -> u32 {
+        let maxima = self.lanes[..CHUNK_LEN * WIDTH / self.region_len].as_chunks().0;
         let enough = n_kept + n_kept / 16;
         // At least n_kept lanes reach `low`, fewer reach `high`.
         let (mut low, mut high) = (0, largest + 1);
         while high - low > 1 {
             let middle = low + (high - low) / 2;
-            let n = count_at_least(lanes, middle);
+            let n = lanes.count_at_least(maxima, middle);
             if n < n_kept {
                 high = middle;
             } else {
@@ -82,23 +72,6 @@ impl Maxima {
         }
         low
     }
-}
-
-/// Signed, for vectors without unsigned comparison; magnitudes are below 2^31.
-#[inline(always)]
-fn larger(a: i32, b: i32) -> i32 {
-    if a > b { a } else { b }
-}
-
-#[inline(always)]
-fn count_at_least(values: &[[u32; WIDTH]], bound: u32) -> usize {
-    let mut counts = [0; WIDTH];
-    for values in values {
-        for (count, value) in counts.iter_mut().zip(values) {
-            *count += i32::from(*value as i32 >= bound as i32);
-        }
-    }
-    counts.into_iter().sum::<i32>() as usize
 }
 
 /// Room for one chunk's selection.
@@ -130,13 +103,13 @@ impl Selection {
         n_kept: usize,
         on_row: impl FnMut(usize),
     ) -> &[u16] {
-        let bound = maxima.0.bound(n_kept, maxima.1);
+        let bound = maxima.0.bound(lanes, n_kept, maxima.1);
         if bound == 0 {
             self.select_by_sorting(chunk, valid, n_kept);
         } else {
             // Padding is zero, so it does not reach the bound.
             let n_candidates = self.candidates(lanes, chunk, bound, on_row);
-            self.narrow(n_candidates, n_kept, bound, maxima.1);
+            self.narrow(lanes, n_candidates, n_kept, bound, maxima.1);
         }
         &self.positions[..n_kept]
     }
@@ -189,13 +162,13 @@ impl Selection {
 
     /// Keeps the `n_kept` largest of the candidates, all of which reach `bound`, at least one `largest`.
     #[inline(always)]
-    fn narrow(&mut self, n_candidates: usize, n_kept: usize, bound: u32, largest: u32) {
+    fn narrow<L: Lanes>(&mut self, lanes: L, n_candidates: usize, n_kept: usize, bound: u32, largest: u32) {
         let magnitudes = &self.magnitudes[..n_candidates.div_ceil(WIDTH)];
         // At least n_kept candidates reach `low`, fewer reach `high`.
         let (mut low, mut high, mut n_low) = (bound, largest + 1, n_candidates);
         while n_low != n_kept && high - low > 1 {
             let middle = low + (high - low) / 2;
-            let n = count_at_least(magnitudes, middle);
+            let n = lanes.count_at_least(magnitudes, middle);
             if n < n_kept {
                 high = middle;
             } else {
@@ -212,7 +185,7 @@ impl Selection {
             }
         } else {
             // More reach `low` than are kept, so some are equal to it: the first so many.
-            let mut ties = n_kept - count_at_least(magnitudes.as_chunks().0, low + 1);
+            let mut ties = n_kept - lanes.count_at_least(magnitudes.as_chunks().0, low + 1);
             for (i, magnitude) in magnitudes[..n_candidates].iter().enumerate() {
                 let is_kept = *magnitude > low || (*magnitude == low && ties > 0);
                 ties -= usize::from(*magnitude == low && is_kept);
@@ -251,7 +224,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::layout::{Layout, TensorShape};
-    use super::super::simd::{Kernel, Simd};
+    use super::super::simd::{Kernel, Portable, Simd};
     use super::*;
 
     struct Select<'a>(&'a [f32; CHUNK_LEN], Valid, usize);
@@ -262,7 +235,7 @@ mod tests {
         #[inline(always)]
         fn run<L: Lanes>(self, lanes: L) -> Vec<u16> {
             let (mut maxima, mut a) = (Maxima::new(self.2), [0.0; CHUNK_LEN]);
-            let largest = maxima.accumulate(0.5, &mut a, self.0);
+            let largest = maxima.accumulate(lanes, 0.5, &mut a, self.0);
             Selection::new().select(lanes, self.0, self.1, (&maxima, largest), self.2, |_| ()).to_vec()
         }
     }
@@ -334,8 +307,8 @@ mod tests {
         let chunk: [f32; CHUNK_LEN] = std::array::from_fn(|_| (0..8).map(|_| noise() as f32 / 4e9 - 0.5).sum());
         for (keep, at_most) in [(64, 128), (118, 236), (1024, 2048)] {
             let (mut maxima, mut a) = (Maxima::new(keep), [0.0; CHUNK_LEN]);
-            let largest = maxima.accumulate(0.0, &mut a, &chunk);
-            let bound = maxima.bound(keep, largest);
+            let largest = maxima.accumulate(Portable, 0.0, &mut a, &chunk);
+            let bound = maxima.bound(Portable, keep, largest);
             let n_candidates = chunk.iter().filter(|a| a.to_bits() & MAGNITUDE >= bound).count();
             assert!((keep..at_most).contains(&n_candidates), "k {keep}: {n_candidates}");
         }
