@@ -65,11 +65,7 @@ impl Bench {
 
     /// e ← a, and the positions of the largest |a|; their values are in `values`.
     #[inline(always)]
-    pub(super) fn accumulate_and_select<L: Lanes>(
-        &mut self,
-        lanes: L,
-        chunk: &mut Chunk<'_>,
-    ) -> Result<&[u16], Unfit> {
+    pub(super) fn accumulate_and_select<L: Lanes>(&mut self, lanes: L, chunk: &mut Chunk<'_>) -> Result<&[u16], Unfit> {
         let is_full = chunk.valid == Valid::FULL;
         let stray = |at: usize| !chunk.valid.contains(at) && (chunk.error[at] != 0.0 || chunk.delta[at] != 0.0);
         if !is_full && (0..CHUNK_LEN).any(stray) {
@@ -172,7 +168,9 @@ impl Bench {
         tally: &mut Tally,
     ) {
         self.selection.take(positions);
-        for ((value, sent), (position, bin)) in self.values.iter_mut().zip(&mut self.sent).zip(positions.iter().zip(bins)) {
+        for ((value, sent), (position, bin)) in
+            self.values.iter_mut().zip(&mut self.sent).zip(positions.iter().zip(bins))
+        {
             *value = error[usize::from(*position)];
             *sent = table[usize::from(*bin)];
         }

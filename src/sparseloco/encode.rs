@@ -29,8 +29,9 @@ use super::simd::{Kernel, Lanes, Simd};
 use super::undo::Undo;
 use super::write::{self, Codes};
 
-/// The most chunks of a tensor that choose its two-bit levels; evenly spread over it, one in eight of a small tensor.
-const SAMPLE_CHUNKS_MAX: usize = 64;
+/// The most chunks of a tensor that choose its two-bit levels, evenly spread over it; one in eight of a small tensor. At
+/// k = 64 they bring a thousand values, of which one split is to be learned.
+const SAMPLE_CHUNKS_MAX: usize = 16;
 
 /// Chunks that a thread takes at once: 4 MB of e, some hundred microseconds.
 const JOB_CHUNKS: usize = 256;
@@ -317,7 +318,9 @@ impl Kernel for EncodeBins<'_> {
         let (mut positions, mut bins) = (positions.as_slice(), bins.as_slice());
         for (i, (error, record)) in error.iter_mut().zip(records.chunks_exact_mut(format.record_len())).enumerate() {
             let n_kept = format.kept_of(layout.valid(tensor_idx, start + i));
-            let (Some(positions), Some(bins)) = (positions.split_off(..n_kept), bins.split_off(..n_kept)) else { break };
+            let (Some(positions), Some(bins)) = (positions.split_off(..n_kept), bins.split_off(..n_kept)) else {
+                break;
+            };
             bench.subtract_bins((positions, bins, levels.values(0)), ((start + i) * CHUNK_LEN, error), &mut tally);
             write::write(format, positions, Codes::Bins(bins), 0, record);
         }

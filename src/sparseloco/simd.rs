@@ -285,12 +285,12 @@ impl Lanes for V4 {
     }
 }
 
-/// Into the second level: the first one is full of the chunk at hand.
+/// Into the first level: a chunk at hand and two to come are 48 KB.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn prefetch(lanes: V3, row: &[f32; BLOCK_EDGE]) {
     for line in row.as_chunks::<16>().0 {
-        lanes.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast());
+        lanes.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
     }
 }
 

@@ -110,7 +110,7 @@ def encode(k, quantiser, a):
                 records += record(k, [p for p, _ in chunk], [int(c) for c in codes], 0, quantiser)
             continue
         if quantiser == "two-bit":
-            n_sample = min(64, -(-len(kept) // 8))
+            n_sample = min(16, -(-len(kept) // 8))
             sample = [kept[i * len(kept) // n_sample] for i in range(n_sample)]
             low, high = lloyd([abs(v) / SCALE_TABLE[scale_code([v for _, v in c])] for c in sample for _, v in c])
             levels += struct.pack("<2H", low, high)

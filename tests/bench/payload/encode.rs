@@ -62,12 +62,7 @@ pub struct Encoding {
 }
 
 /// Measures every instruction set in turns with the floor.
-pub fn on_one_core(
-    layout: &Layout,
-    spec: &SparseSpec,
-    gradients: &mut Gradients,
-    repetitions: usize,
-) -> Vec<Encoding> {
+pub fn on_one_core(layout: &Layout, spec: &SparseSpec, gradients: &mut Gradients, repetitions: usize) -> Vec<Encoding> {
     let sets: Vec<Simd> = Simd::available().collect();
     let mut seconds = vec![Vec::new(); sets.len()];
     let mut ratios = vec![Vec::new(); sets.len()];

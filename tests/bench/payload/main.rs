@@ -35,7 +35,12 @@ fn main() -> anyhow::Result<()> {
     for quantiser in [Quantiser::OneBit, Quantiser::TwoBit] {
         for encoding in encode::on_one_core(&layout, &spec(quantiser), &mut gradients, repetitions) {
             let per_chunk = encoding.seconds / layout.n_chunks() as f64 * 1e6;
-            println!("{quantiser:?} {:?}: {:.1} ms, {per_chunk:.2} us/chunk, {:.2} of floor", encoding.simd, encoding.seconds * 1e3, encoding.of_floor);
+            println!(
+                "{quantiser:?} {:?}: {:.1} ms, {per_chunk:.2} us/chunk, {:.2} of floor",
+                encoding.simd,
+                encoding.seconds * 1e3,
+                encoding.of_floor
+            );
         }
     }
     let [encoding, floor] = encode::on_two_threads(&layout, &spec(Quantiser::OneBit), &mut gradients, repetitions)?;
