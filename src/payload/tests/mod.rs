@@ -1,12 +1,14 @@
 //! Claims about the wire: the bytes of an independent writer, a reason for each fault, and that no bytes make it panic.
 
+mod goldens;
+
 use std::collections::BTreeSet;
 
 use super::*;
 use crate::hotkey;
 use crate::run_spec::Quantiser;
 use crate::sparseloco::tests::{QUANTISERS, golden, golden_layout, noise_of, spec};
-use crate::sparseloco::{MalformedLevels, MalformedRecord, Part, decode, encode, outer_step};
+use crate::sparseloco::{CHUNK_LEN, MalformedLevels, MalformedRecord, Part, decode, encode, outer_step};
 use crate::terms::{Digest, Round, RunId, Uid};
 
 fn pair() -> HotkeyPair {
