@@ -10,7 +10,7 @@ fn quantisers() -> impl Strategy<Value = Quantiser> {
     prop::sample::select(QUANTISERS.map(|(quantiser, _)| quantiser).to_vec())
 }
 
-/// One to three tensors, of one or two dimensions, each at least once smaller than a chunk and larger than one.
+/// One to three tensors of one or two dimensions, from a single parameter to nine chunks.
 fn layouts() -> impl Strategy<Value = Layout> {
     let shape = prop_oneof![
         (1_usize..=150, 1_usize..=150).prop_map(|(rows, cols)| vec![rows, cols]),
@@ -138,7 +138,7 @@ fn bits(values: &[f32]) -> Vec<u32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(512))]
     #[test]
     fn what_is_decoded_is_what_was_quantised_and_the_rest_stays(
         layout in layouts(), quantiser in quantisers(), keep in keeps(), kind in kinds(), seed in 0_u32..1000,
@@ -203,7 +203,7 @@ fn contributions(layout: &Layout, spec: &SparseSpec, n: usize, seed: u32) -> Vec
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(192))]
     #[test]
     fn an_outer_step_depends_on_nothing_but_the_set_of_contributions(
         layout in layouts(), quantiser in quantisers(), keep in keeps(), n in 1..=CONTRIBUTIONS_MAX, seed in 0_u32..100,
