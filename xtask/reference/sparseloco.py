@@ -114,7 +114,7 @@ def encode(k, quantiser, shapes, a):
                 records += record(k, [p for p, _ in chunk], [int(c) for c in codes], 0, quantiser)
             continue
         if quantiser == "two-bit":
-            n_sample = min(64, -(-len(kept) // 8))
+            n_sample = min(16, -(-len(kept) // 8))
             sample = [kept[i * len(kept) // n_sample] for i in range(n_sample)]
             sample = [(SCALE_TABLE[scale_code([v for _, v in c])], c) for c in sample]
             low, high = lloyd([abs(v) / scale for scale, c in sample if scale > 0 for _, v in c])
