@@ -8,6 +8,8 @@ pub mod round;
 
 pub mod hotkey;
 
+pub mod pool;
+
 pub mod sparseloco;
 
 pub mod payload;

@@ -3,22 +3,37 @@
 //! a = fl(β·e + Δ); Δ̂ = Q(top-k per chunk of a); e ← fl(a − Δ̂) (arXiv:2508.15706, eq. 1 and §2.1). The residual is taken
 //! against the *quantised* values, so the quantiser's error is fed back too. **C-1**: e after the call is exactly fl(a − Δ̂).
 //!
+//! **One pass over memory.** A chunk is read, selected, coded and written back while it lies in the first cache (`chunk`), and the next
+//! one is fetched meanwhile. So a value that is not finite is met when earlier chunks are changed already: the call fails, and e
+//! must be had from where it was saved. A check of everything beforehand would cost as much again as the whole.
+//!
 //! The scale of a chunk is the mean |a| of what it keeps, on the table's grid. For signs alone that mean minimises the squared
 //! error; with two levels it only has to be the same function of the chunk for the sample that chose the levels. Levels
-//! come from a sample of the tensor's chunks that is coded twice; all else touches a chunk once, while it is in cache. Sigma-bins
-//! needs the mean of all kept values of the tensor, so there the kept values are held until the tensor's end.
+//! come from a sample of the tensor's chunks, which are coded twice. Sigma-bins needs the mean of all kept values of the tensor,
+//! so there the kept values are held until the tensor's end.
+//!
+//! **Threads** are the caller's: chunks are handed out in runs of [`JOB_CHUNKS`] (sigma-bins: whole tensors), each with its own slices.
 
+use std::sync::{Mutex, PoisonError};
+
+use crate::pool::{Inline, Pool};
 use crate::run_spec::{Quantiser, SparseSpec};
 
 use super::body::{Body, BodyRef};
-use super::layout::{CHUNK_LEN, Layout, Valid};
+use super::chunk::{Bench, Chunk, Tally, Unfit, mean_magnitude};
+use super::layout::{CHUNK_LEN, Layout};
 use super::levels::{Levels, fit_sigma_bins, fit_two_bit};
-use super::record::{self, Format, KEEP_MAX};
+use super::record::Format;
 use super::scale::{self, SCALES};
-use super::select::select;
+use super::simd::{Kernel, Lanes, Simd};
+use super::undo::Undo;
+use super::write::{self, Codes};
 
 /// The most chunks of a tensor that choose its two-bit levels; evenly spread over it, one in eight of a small tensor.
 const SAMPLE_CHUNKS_MAX: usize = 64;
+
+/// Chunks that a thread takes at once: 4 MB of e, some hundred microseconds.
+const JOB_CHUNKS: usize = 256;
 
 /// What [`encode`] makes.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,7 +59,7 @@ pub struct EncodeReport {
     pub energy_lost: f64,
 }
 
-/// Why a pseudo-gradient cannot be compressed; the error feedback is as it was.
+/// Why a pseudo-gradient cannot be compressed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
     /// A value of β·e + Δ is NaN or infinite: the round's payload must not be sent.
@@ -65,294 +80,281 @@ pub enum EncodeError {
     },
 }
 
-/// The kept values before quantisation. With them and the contribution, e becomes a again: a contribution that was not applied
-/// loses nothing.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Undo {
-    /// a at the kept positions: k values a chunk, of which the chunk uses as many as it keeps.
-    values: Vec<f32>,
-}
-
-impl Undo {
-    /// The values, to be stored beside the payload.
-    #[must_use]
-    pub fn values(&self) -> &[f32] {
-        &self.values
-    }
-
-    /// What was stored.
-    #[must_use]
-    pub fn from_values(values: Vec<f32>) -> Self {
-        Self { values }
-    }
-
-    /// Sets e = a exactly, given the contribution and the e that [`encode`] made together with this.
-    ///
-    /// # Panics
-    /// If contribution, `error` and the values are not of this layout.
-    pub fn restore(&self, layout: &Layout, body: BodyRef<'_>, error: &mut [f32]) {
-        let (format, keep) = (body.format(), body.format().keep());
-        assert_eq!(error.len(), layout.flat_len(), "the flat form's length");
-        assert_eq!(self.values.len(), layout.n_chunks() * keep, "kept values of the layout");
-        for tensor_idx in 0..layout.tensors().len() {
-            for chunk_idx in layout.chunks_of(tensor_idx) {
-                let record = body.record(chunk_idx);
-                if record.scale() == 0 {
-                    // Nothing was subtracted, and its positions are not those of the values.
-                    continue;
-                }
-                let mut values = self.values[chunk_idx * keep..].iter();
-                record.for_each(format.kept_of(layout.valid(tensor_idx, chunk_idx)), |position, _| {
-                    error[chunk_idx * CHUNK_LEN + position] = *values.next().expect("k values a chunk");
-                });
-            }
-        }
-    }
-}
-
-/// Compresses one round's pseudo-gradient and leaves in `error` what was not sent.
+/// Compresses one round's pseudo-gradient on the caller's thread, and leaves in `error` what was not sent.
 ///
-/// `error` and `delta` are e and Δ: `[layout.flat_len()]` f32, chunk-major, padding zero.
+/// As [`encode_on`].
 ///
 /// # Errors
-/// A value is not finite, or the padding is not zero; `error` is unchanged. Do not send, look for what went wrong in training.
+/// As [`encode_on`].
 ///
 /// # Panics
-/// If a slice is not of the layout's length, or k is out of range.
+/// As [`encode_on`].
 pub fn encode(layout: &Layout, spec: &SparseSpec, error: &mut [f32], delta: &[f32]) -> Result<Encoded, EncodeError> {
+    encode_on(&Inline, Simd::best(), layout, spec, error, delta)
+}
+
+/// Compresses one round's pseudo-gradient on a pool's threads, and leaves in `error` what was not sent.
+///
+/// `error` and `delta` are e and Δ: `[layout.flat_len()]` f32, chunk-major, padding zero. The contribution and `error` are the same for
+/// any pool and any instruction set; only the last digits of the report's energies are not.
+///
+/// # Errors
+/// A value is not finite, or the padding is not zero. **`error` is then worthless**: since each chunk is passed once, chunks that
+/// came before are already changed. Take it from where it was saved, do not send, look for what went wrong in training.
+///
+/// # Panics
+/// If a slice is not of the layout's length, k is out of range, or the CPU does not have the instruction set.
+pub fn encode_on(
+    pool: &impl Pool,
+    simd: Simd,
+    layout: &Layout,
+    spec: &SparseSpec,
+    error: &mut [f32],
+    delta: &[f32],
+) -> Result<Encoded, EncodeError> {
     assert_eq!((error.len(), delta.len()), (layout.flat_len(), layout.flat_len()), "the flat form's length");
     let format = Format::of(spec);
-    check(layout, spec.error_decay, error, delta)?;
+    let encoder = Encoder { layout, format, decay: spec.error_decay, simd };
     let mut body = Body::blank(layout, format);
-    let mut undo = Undo { values: vec![0.0; layout.n_chunks() * format.keep()] };
-    let mut report = EncodeReport::default();
-    let mut encoder = Encoder { format, decay: spec.error_decay, scratch: Vec::with_capacity(CHUNK_LEN) };
-    let (level_len, record_len, keep) = (Levels::len(format.quantiser()), format.record_len(), format.keep());
-    for tensor_idx in 0..layout.tensors().len() {
-        let (chunks, flat) = (layout.chunks_of(tensor_idx), layout.flat_range_of(tensor_idx));
-        let job = TensorJob {
-            valids: chunks.clone().map(|chunk_idx| layout.valid(tensor_idx, chunk_idx)).collect(),
-            error: error[flat.clone()].as_chunks_mut().0,
-            delta: delta[flat].as_chunks().0,
-            records: &mut body.records[chunks.start * record_len..chunks.end * record_len],
-            values: &mut undo.values[chunks.start * keep..chunks.end * keep],
-        };
-        let levels = encoder.encode_tensor(job, &mut report);
-        levels.write(&mut body.levels[tensor_idx * level_len..(tensor_idx + 1) * level_len]);
+    let Body { levels, records, .. } = &mut body;
+    if format.quantiser() == Quantiser::TwoBit {
+        encoder.choose_levels(pool, levels, error, delta);
     }
-    Ok(Encoded { body, undo, report })
+    let results = Mutex::new((Tally::default(), None::<Fault>));
+    let collect = |tally: Tally, fault: Option<Fault>| {
+        let mut results = results.lock().unwrap_or_else(PoisonError::into_inner);
+        results.0.add(tally);
+        // The first in order, whichever thread was the first in time.
+        results.1 = [results.1, fault].into_iter().flatten().min_by_key(|fault| fault.chunk_idx);
+    };
+    if format.quantiser() == Quantiser::SigmaBins {
+        let jobs = Jobs::new(layout, format, usize::MAX, (error, delta), records)
+            .zip(levels.chunks_mut(Levels::len(Quantiser::SigmaBins)));
+        pool.for_each(jobs, |(job, levels)| {
+            let (tally, fault) = simd.dispatch(EncodeBins { encoder: &encoder, job, levels });
+            collect(tally, fault);
+        });
+    } else {
+        let levels = BodyRef::checked_before(format, levels, &[]);
+        pool.for_each(Jobs::new(layout, format, JOB_CHUNKS, (error, delta), records), |job| {
+            let levels = levels.levels(job.tensor_idx);
+            let (tally, fault) = simd.dispatch(EncodeByScale { encoder: &encoder, job, levels });
+            collect(tally, fault);
+        });
+    }
+    let (tally, fault) = results.into_inner().unwrap_or_else(PoisonError::into_inner);
+    match fault {
+        Some(fault) => Err(fault.named(layout)),
+        None => Ok(Encoded { body, report: EncodeReport::of(&tally), undo: Undo::new(tally.exceptions) }),
+    }
 }
 
-/// Whether every a is finite and all padding zero. A finite a implies a finite e and Δ.
-fn check(layout: &Layout, decay: f32, error: &[f32], delta: &[f32]) -> Result<(), EncodeError> {
-    for (tensor_idx, tensor) in layout.tensors().iter().enumerate() {
-        let chunks = layout.chunks_of(tensor_idx);
-        for chunk_idx in chunks.clone() {
-            let flat = chunk_idx * CHUNK_LEN..(chunk_idx + 1) * CHUNK_LEN;
-            let (error, delta) = (&error[flat.clone()], &delta[flat]);
-            let (name, chunk) = (|| tensor.name.clone(), chunk_idx - chunks.start);
-            // |a| < Inf is false for NaN; without an early exit the loop runs on whole vectors.
-            let all = error.iter().zip(delta).fold(true, |all, (e, d)| all & ((decay * e + d).abs() < f32::INFINITY));
-            if !all {
-                return Err(EncodeError::NotFinite { name: name(), chunk });
-            }
-            let valid = layout.valid(tensor_idx, chunk_idx);
-            let stray =
-                |position: usize| !valid.contains(position) && (error[position] != 0.0 || delta[position] != 0.0);
-            if valid != Valid::FULL && (0..CHUNK_LEN).any(stray) {
-                return Err(EncodeError::PaddingNotZero { name: name(), chunk });
-            }
+impl EncodeReport {
+    fn of(tally: &Tally) -> Self {
+        let Tally { kept, zero_chunks, energy_kept, energy_lost, .. } = *tally;
+        Self { kept, zero_chunks, energy_kept, energy_lost }
+    }
+}
+
+/// A chunk that cannot be compressed.
+#[derive(Debug, Clone, Copy)]
+struct Fault {
+    tensor_idx: usize,
+    chunk_idx: usize,
+    unfit: Unfit,
+}
+
+impl Fault {
+    fn named(self, layout: &Layout) -> EncodeError {
+        let name = layout.tensors()[self.tensor_idx].name.clone();
+        let chunk = self.chunk_idx - layout.chunks_of(self.tensor_idx).start;
+        match self.unfit {
+            Unfit::NotFinite => EncodeError::NotFinite { name, chunk },
+            Unfit::PaddingNotZero => EncodeError::PaddingNotZero { name, chunk },
         }
     }
-    Ok(())
 }
 
-/// One tensor's slices; those of two tensors, or of two ranges of chunks, are disjoint.
-struct TensorJob<'a> {
-    valids: Vec<Valid>,
+/// A run of a tensor's chunks; the slices of two jobs are disjoint.
+struct Job<'a> {
+    tensor_idx: usize,
+    /// The first chunk, counted over all tensors.
+    start: usize,
     error: &'a mut [[f32; CHUNK_LEN]],
     delta: &'a [[f32; CHUNK_LEN]],
     records: &'a mut [u8],
-    values: &'a mut [f32],
 }
 
-/// One chunk after selection; positions and values are as long as what the chunk keeps.
-struct Selected<'a> {
-    error: &'a mut [f32; CHUNK_LEN],
-    positions: &'a [u16],
-    values: &'a [f32],
+/// Cuts all chunks into jobs of at most `job_chunks`, none of two tensors.
+struct Jobs<'a> {
+    layout: &'a Layout,
+    record_len: usize,
+    job_chunks: usize,
+    tensor_idx: usize,
+    start: usize,
+    error: &'a mut [[f32; CHUNK_LEN]],
+    delta: &'a [[f32; CHUNK_LEN]],
+    records: &'a mut [u8],
 }
 
-struct Encoder {
+impl<'a> Jobs<'a> {
+    fn new(
+        layout: &'a Layout,
+        format: Format,
+        job_chunks: usize,
+        (error, delta): (&'a mut [f32], &'a [f32]),
+        records: &'a mut [u8],
+    ) -> Self {
+        let (error, delta) = (error.as_chunks_mut().0, delta.as_chunks().0);
+        Self { layout, record_len: format.record_len(), job_chunks, tensor_idx: 0, start: 0, error, delta, records }
+    }
+}
+
+impl<'a> Iterator for Jobs<'a> {
+    type Item = Job<'a>;
+
+    fn next(&mut self) -> Option<Job<'a>> {
+        if self.error.is_empty() {
+            return None;
+        }
+        let (tensor_idx, start) = (self.tensor_idx, self.start);
+        let left = self.layout.chunks_of(tensor_idx).end - start;
+        let n = left.min(self.job_chunks);
+        self.start += n;
+        self.tensor_idx += usize::from(n == left);
+        Some(Job {
+            tensor_idx,
+            start,
+            error: self.error.split_off_mut(..n)?,
+            delta: self.delta.split_off(..n)?,
+            records: self.records.split_off_mut(..n * self.record_len)?,
+        })
+    }
+}
+
+/// What all jobs of one call share.
+struct Encoder<'a> {
+    layout: &'a Layout,
     format: Format,
     decay: f32,
-    scratch: Vec<u32>,
+    simd: Simd,
 }
 
-impl Encoder {
-    fn encode_tensor(&mut self, job: TensorJob<'_>, report: &mut EncodeReport) -> Levels {
-        match self.format.quantiser() {
-            Quantiser::OneBit => self.encode_by_scale(job, Levels::OneBit, report),
-            Quantiser::TwoBit => {
-                let levels = self.sample_levels(&job);
-                self.encode_by_scale(job, levels, report)
-            }
-            Quantiser::SigmaBins => self.encode_by_bins(job, report),
-        }
+impl Encoder<'_> {
+    fn bench(&self) -> Bench {
+        Bench::new(self.format, self.decay)
     }
 
-    /// Chunk by chunk, each in one go.
-    fn encode_by_scale(&mut self, job: TensorJob<'_>, levels: Levels, report: &mut EncodeReport) -> Levels {
-        let (keep, record_len) = (self.format.keep(), self.format.record_len());
-        let mut positions = [0; KEEP_MAX];
-        for (i, valid) in job.valids.iter().enumerate() {
-            let kept = i * keep..i * keep + self.format.kept_of(*valid);
-            let (positions, values) = (&mut positions[..kept.len()], &mut job.values[kept]);
-            let error = &mut job.error[i];
-            self.accumulate_and_select(error, &job.delta[i], *valid, positions, values);
-            let record = &mut job.records[i * record_len..(i + 1) * record_len];
-            let code = scale::nearest(mean_magnitude(values));
-            if code == 0 {
-                // Nothing is subtracted: e keeps a.
-                write_zero_record(self.format, *valid, record);
-                report.zero_chunks += 1;
-                report.count(values, |_| 0.0);
-                continue;
-            }
-            quantise_chunk(self.format, levels, code, Selected { error, positions, values }, record, report);
-        }
-        levels
+    /// Writes every tensor's two-bit levels.
+    fn choose_levels(&self, pool: &impl Pool, levels: &mut [u8], error: &[f32], delta: &[f32]) {
+        let (error, delta) = (error.as_chunks().0, delta.as_chunks().0);
+        let jobs = levels.chunks_mut(Levels::len(Quantiser::TwoBit)).enumerate();
+        pool.for_each(jobs, |(tensor_idx, levels)| {
+            self.simd.dispatch(SampleLevels { encoder: self, tensor_idx, error, delta }).write(levels);
+        });
     }
+}
 
-    /// First all chunks' kept values, then their bins.
-    fn encode_by_bins(&mut self, job: TensorJob<'_>, report: &mut EncodeReport) -> Levels {
-        let (format, keep, record_len) = (self.format, self.format.keep(), self.format.record_len());
-        let mut positions = vec![0; job.valids.len() * keep];
-        for (i, valid) in job.valids.iter().enumerate() {
-            let kept = i * keep..i * keep + format.kept_of(*valid);
-            let (positions, values) = (&mut positions[kept.clone()], &mut job.values[kept]);
-            self.accumulate_and_select(&mut job.error[i], &job.delta[i], *valid, positions, values);
+/// Chunk by chunk, each in one go.
+struct EncodeByScale<'a> {
+    encoder: &'a Encoder<'a>,
+    job: Job<'a>,
+    levels: Levels,
+}
+
+impl Kernel for EncodeByScale<'_> {
+    type Output = (Tally, Option<Fault>);
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> Self::Output {
+        let Job { tensor_idx, start, error, delta, records } = self.job;
+        let (layout, record_len) = (self.encoder.layout, self.encoder.format.record_len());
+        let (mut bench, mut tally) = (self.encoder.bench(), Tally::default());
+        let mut rest = error;
+        for (i, record) in records.chunks_exact_mut(record_len).enumerate() {
+            let chunk_idx = start + i;
+            let Some((error, after)) = rest.split_first_mut() else { break };
+            let next = after.first().zip(delta.get(i + 1));
+            let chunk = Chunk { valid: layout.valid(tensor_idx, chunk_idx), error, delta: &delta[i], next };
+            let place = (chunk_idx * CHUNK_LEN, record);
+            if let Err(unfit) = bench.encode(lanes, self.levels, chunk, place, &mut tally) {
+                return (tally, Some(Fault { tensor_idx, chunk_idx, unfit }));
+            }
+            rest = after;
         }
-        let (values, valids) = (&*job.values, &job.valids);
-        let kept =
-            valids.iter().enumerate().flat_map(|(i, valid)| &values[i * keep..i * keep + format.kept_of(*valid)]);
+        (tally, None)
+    }
+}
+
+/// A whole tensor: first all chunks' kept values, then their bins.
+struct EncodeBins<'a> {
+    encoder: &'a Encoder<'a>,
+    job: Job<'a>,
+    levels: &'a mut [u8],
+}
+
+impl Kernel for EncodeBins<'_> {
+    type Output = (Tally, Option<Fault>);
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> Self::Output {
+        let Job { tensor_idx, start, error, delta, records } = self.job;
+        let (layout, format) = (self.encoder.layout, self.encoder.format);
+        let (mut bench, mut tally) = (self.encoder.bench(), Tally::default());
+        let (mut positions, mut values) = (Vec::new(), Vec::new());
+        for (i, (error, delta)) in error.iter_mut().zip(delta).enumerate() {
+            let chunk_idx = start + i;
+            let mut chunk = Chunk { valid: layout.valid(tensor_idx, chunk_idx), error, delta, next: None };
+            match bench.accumulate_and_select(lanes, &mut chunk) {
+                Ok(selected) => positions.extend_from_slice(selected),
+                Err(unfit) => return (tally, Some(Fault { tensor_idx, chunk_idx, unfit })),
+            }
+            values.extend_from_slice(bench.values(positions.len() - values.len()));
+        }
         let mut bins = Vec::with_capacity(values.len());
-        let levels = fit_sigma_bins(kept.copied(), |_, bin| bins.push(bin));
-        let table = levels.values(0);
-        let mut bins = bins.as_slice();
-        for (i, valid) in valids.iter().enumerate() {
-            let kept = i * keep..i * keep + format.kept_of(*valid);
-            let (codes, rest) = bins.split_at(kept.len());
-            bins = rest;
-            let (positions, values) = (&positions[kept.clone()], &values[kept]);
-            subtract(table, codes, Selected { error: &mut job.error[i], positions, values }, report);
-            let record = &mut job.records[i * record_len..(i + 1) * record_len];
-            record::write(format, positions, codes, 0, record);
+        let levels = fit_sigma_bins(values.iter().copied(), |_, bin| bins.push(bin));
+        levels.write(self.levels);
+        let (mut positions, mut bins) = (positions.as_slice(), bins.as_slice());
+        for (i, (error, record)) in error.iter_mut().zip(records.chunks_exact_mut(format.record_len())).enumerate() {
+            let n_kept = format.kept_of(layout.valid(tensor_idx, start + i));
+            let (Some(positions), Some(bins)) = (positions.split_off(..n_kept), bins.split_off(..n_kept)) else { break };
+            bench.subtract_bins((positions, bins, levels.values(0)), ((start + i) * CHUNK_LEN, error), &mut tally);
+            write::write(format, positions, Codes::Bins(bins), 0, record);
         }
-        levels
+        (tally, None)
     }
+}
 
-    /// e ← fl(β·e + Δ) = a, then the positions of the largest |a| and their values.
-    fn accumulate_and_select(
-        &mut self,
-        error: &mut [f32; CHUNK_LEN],
-        delta: &[f32; CHUNK_LEN],
-        valid: Valid,
-        positions: &mut [u16],
-        values: &mut [f32],
-    ) {
-        for (e, d) in error.iter_mut().zip(delta) {
-            *e = self.decay * *e + d;
-        }
-        select(error, valid, &mut self.scratch, positions);
-        for (value, position) in values.iter_mut().zip(positions) {
-            *value = error[usize::from(*position)];
-        }
-    }
+/// The levels that a sample of the tensor's chunks wants; e is not touched.
+struct SampleLevels<'a> {
+    encoder: &'a Encoder<'a>,
+    tensor_idx: usize,
+    error: &'a [[f32; CHUNK_LEN]],
+    delta: &'a [[f32; CHUNK_LEN]],
+}
 
-    /// The levels that a sample of the tensor's chunks wants; e is not touched.
-    fn sample_levels(&mut self, job: &TensorJob<'_>) -> Levels {
-        let n_chunks = job.valids.len();
-        let n_sample = n_chunks.div_ceil(8).min(SAMPLE_CHUNKS_MAX);
-        let (mut positions, mut values) = ([0; KEEP_MAX], [0.0; KEEP_MAX]);
-        let mut a = [0.0; CHUNK_LEN];
-        let mut ratios = Vec::with_capacity(n_sample * self.format.keep());
+impl Kernel for SampleLevels<'_> {
+    type Output = Levels;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> Levels {
+        let (layout, chunks) = (self.encoder.layout, self.encoder.layout.chunks_of(self.tensor_idx));
+        let n_sample = chunks.len().div_ceil(8).min(SAMPLE_CHUNKS_MAX);
+        let (mut bench, mut a) = (self.encoder.bench(), [0.0; CHUNK_LEN]);
+        let mut ratios = Vec::with_capacity(n_sample * self.encoder.format.keep());
         for i in 0..n_sample {
-            let i = i * n_chunks / n_sample;
-            let n_kept = self.format.kept_of(job.valids[i]);
-            let (positions, values) = (&mut positions[..n_kept], &mut values[..n_kept]);
-            a.copy_from_slice(&job.error[i]);
-            self.accumulate_and_select(&mut a, &job.delta[i], job.valids[i], positions, values);
+            let chunk_idx = chunks.start + i * chunks.len() / n_sample;
+            let valid = layout.valid(self.tensor_idx, chunk_idx);
+            a.copy_from_slice(&self.error[chunk_idx]);
+            let mut chunk = Chunk { valid, error: &mut a, delta: &self.delta[chunk_idx], next: None };
+            // A chunk that cannot be compressed fails the call when its turn comes.
+            let Ok(n_kept) = bench.accumulate_and_select(lanes, &mut chunk).map(<[u16]>::len) else { continue };
+            let values = bench.values(n_kept);
             let scale = SCALES[usize::from(scale::nearest(mean_magnitude(values)))];
             if scale > 0.0 {
                 ratios.extend(values.iter().map(|value| value.abs() / scale));
             }
         }
         fit_two_bit(&ratios)
-    }
-}
-
-/// The mean |a| of the kept values. Sixteen partial sums, folded in halves: an order that vectors have for free. A sum beyond f32
-/// is infinite and codes as the largest scale.
-fn mean_magnitude(values: &[f32]) -> f32 {
-    let mut lanes = [0.0_f32; 16];
-    for (i, value) in values.iter().enumerate() {
-        lanes[i % 16] += value.abs();
-    }
-    for half in [8, 4, 2, 1] {
-        for lane in 0..half {
-            lanes[lane] += lanes[lane + half];
-        }
-    }
-    lanes[0] / values.len() as f32
-}
-
-/// Codes by sign and, for two-bit, by the nearer level; half-way is the low one.
-fn quantise_chunk(
-    format: Format,
-    levels: Levels,
-    scale: u8,
-    chunk: Selected<'_>,
-    record: &mut [u8],
-    report: &mut EncodeReport,
-) {
-    let table = levels.values(scale);
-    let two_bit = format.quantiser() == Quantiser::TwoBit;
-    let split = (table[0] + table[2]) / 2.0;
-    let mut codes = [0; KEEP_MAX];
-    for (code, a) in codes.iter_mut().zip(chunk.values) {
-        *code = u8::from(a.is_sign_negative()) | u8::from(two_bit && a.abs() > split) << 1;
-    }
-    let codes = &codes[..chunk.values.len()];
-    record::write(format, chunk.positions, codes, scale, record);
-    subtract(table, codes, chunk, report);
-}
-
-/// e ← fl(a − Δ̂) at the kept positions.
-fn subtract(table: [f32; 4], codes: &[u8], chunk: Selected<'_>, report: &mut EncodeReport) {
-    for (position, code) in chunk.positions.iter().zip(codes) {
-        chunk.error[usize::from(*position)] -= table[usize::from(*code)];
-    }
-    report.count(chunk.values, |i| table[usize::from(codes[i])]);
-}
-
-/// The one record of a chunk that decodes to zero.
-fn write_zero_record(format: Format, valid: Valid, record: &mut [u8]) {
-    let n_kept = format.kept_of(valid);
-    let mut positions = [0; KEEP_MAX];
-    for (slot, position) in positions[..n_kept].iter_mut().zip(valid.positions()) {
-        *slot = position as u16;
-    }
-    record::write(format, &positions[..n_kept], &[0; KEEP_MAX][..n_kept], 0, record);
-}
-
-impl EncodeReport {
-    fn count(&mut self, values: &[f32], sent: impl Fn(usize) -> f32) {
-        self.kept += values.len() as u64;
-        for (i, a) in values.iter().enumerate() {
-            let (a, lost) = (f64::from(*a), f64::from(*a) - f64::from(sent(i)));
-            self.energy_kept += a * a;
-            self.energy_lost += lost * lost;
-        }
     }
 }

@@ -19,6 +19,7 @@
 //! tensors as in the paper, a scale per chunk, a canonical byte form, sums in integers. Each file says why.
 
 mod body;
+mod chunk;
 mod encode;
 mod layout;
 mod levels;
@@ -27,9 +28,11 @@ mod record;
 mod scale;
 mod select;
 mod simd;
+mod undo;
+mod write;
 
 pub use body::{Body, BodyRef, MalformedBody, apply_one, decode, norm, norms, overlap};
-pub use encode::{EncodeError, EncodeReport, Encoded, Undo, encode};
+pub use encode::{EncodeError, EncodeReport, Encoded, encode, encode_on};
 pub use layout::{BLOCK_EDGE, CHUNK_LEN, CHUNKS_MAX, Layout, LayoutError, TensorShape, Valid};
 pub use levels::{LEVEL_MAX, LEVEL_ONE, Levels, MalformedLevels, SIGMA_VALUE_MAX};
 pub use outer_step::{CONTRIBUTIONS_MAX, ContributionReport, OuterStep, OuterStepReport, outer_step};
@@ -37,6 +40,7 @@ pub use record::{Format, KEEP_MAX, MalformedRecord, Part, Record};
 pub use scale::SCALES;
 pub use simd::Simd;
 pub(crate) use simd::{Kernel, Lanes};
+pub use undo::Undo;
 
 #[cfg(test)]
 pub(crate) mod tests;

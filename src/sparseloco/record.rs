@@ -25,7 +25,7 @@ use super::layout::{BLOCK_EDGE, Valid};
 pub const KEEP_MAX: usize = 1024;
 
 /// Bits of a column.
-const COLUMN_BITS: usize = 6;
+pub(super) const COLUMN_BITS: usize = 6;
 
 /// How records are written in a run: the quantiser and k.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,7 +131,7 @@ impl Format {
         self.codes_at() + self.codes_len() + usize::from(self.has_scale())
     }
 
-    fn codes_len(self) -> usize {
+    pub(super) fn codes_len(self) -> usize {
         match self.quantiser {
             Quantiser::OneBit => self.keep.div_ceil(8),
             Quantiser::TwoBit => 2 * self.keep.div_ceil(8),
@@ -280,36 +280,6 @@ impl<'a> Record<'a> {
             }
             Quantiser::SigmaBins => check(Part::Codes, &self.bytes[codes..], 2 * n_kept),
         }
-    }
-}
-
-/// Writes a record: positions ascending, a code for each. `out` is of the record's length.
-pub(super) fn write(format: Format, positions: &[u16], codes: &[u8], scale: u8, out: &mut [u8]) {
-    out.fill(0);
-    let (row_counts, rest) = out.split_at_mut(format.row_counts_len());
-    let (columns, rest) = rest.split_at_mut(format.codes_at() - format.row_counts_len());
-    let plane_len = format.keep.div_ceil(8);
-    for (i, (position, code)) in positions.iter().zip(codes).enumerate() {
-        let position = usize::from(*position);
-        let one = i + position / BLOCK_EDGE;
-        row_counts[one / 8] |= 1 << (one % 8);
-        let column = ((position % BLOCK_EDGE) as u16) << (COLUMN_BITS * i % 8);
-        let at = COLUMN_BITS * i / 8;
-        columns[at] |= column as u8;
-        if column > 0xff {
-            columns[at + 1] |= (column >> 8) as u8;
-        }
-        match format.quantiser {
-            Quantiser::OneBit => rest[i / 8] |= code << (i % 8),
-            Quantiser::TwoBit => {
-                rest[i / 8] |= (code & 1) << (i % 8);
-                rest[plane_len + i / 8] |= (code >> 1) << (i % 8);
-            }
-            Quantiser::SigmaBins => rest[i / 4] |= code << (2 * (i % 4)),
-        }
-    }
-    if format.has_scale() {
-        rest[format.codes_len()] = scale;
     }
 }
 

@@ -30,13 +30,23 @@ pub(crate) trait Kernel {
 
 /// The steps that differ between instruction sets.
 pub(crate) trait Lanes: Copy {
+    /// e ← fl(β·e + Δ), and the largest magnitude bits of each lane.
+    fn accumulate(self, decay: f32, error: &mut [[f32; WIDTH]], delta: &[[f32; WIDTH]]) -> [u32; WIDTH];
+    /// How many of the values, all below 2^31, are at least `bound`.
+    fn count_at_least(self, values: &[[u32; WIDTH]], bound: u32) -> usize;
     /// Bit i: whether |row\[i\]|, compared as integers, is at least `bound`, which is below 2^31.
     fn at_least(self, row: &[f32; BLOCK_EDGE], bound: u32) -> u64;
+    /// Bit i: the sign of row\[i\].
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64;
     /// Asks for a row's cache lines, which will be read soon.
     fn prefetch(self, row: &[f32; BLOCK_EDGE]);
 }
 
+/// All bits of a float but its sign.
 pub(crate) const MAGNITUDE: u32 = 0x7fff_ffff;
+
+/// Lanes of the widest vectors.
+pub(crate) const WIDTH: usize = 16;
 
 impl Simd {
     /// What this CPU has, the plainest first.
@@ -102,23 +112,98 @@ pub(crate) struct Portable;
 
 impl Lanes for Portable {
     #[inline(always)]
+    fn accumulate(self, decay: f32, error: &mut [[f32; WIDTH]], delta: &[[f32; WIDTH]]) -> [u32; WIDTH] {
+        // Two loops, since the compiler vectorises each but not both in one; the values lie in the first cache in between.
+        for (e, d) in error.as_flattened_mut().iter_mut().zip(delta.as_flattened()) {
+            *e = decay * *e + d;
+        }
+        let mut maxima = [0_i32; WIDTH];
+        for a in error {
+            for (maximum, a) in maxima.iter_mut().zip(a) {
+                // Signed, for vectors without unsigned comparison.
+                let magnitude = (a.to_bits() & MAGNITUDE) as i32;
+                *maximum = if magnitude > *maximum { magnitude } else { *maximum };
+            }
+        }
+        maxima.map(|maximum| maximum as u32)
+    }
+
+    #[inline(always)]
+    fn count_at_least(self, values: &[[u32; WIDTH]], bound: u32) -> usize {
+        let mut counts = [0; WIDTH];
+        for values in values {
+            for (count, value) in counts.iter_mut().zip(values) {
+                *count += i32::from(*value as i32 >= bound as i32);
+            }
+        }
+        counts.into_iter().sum::<i32>() as usize
+    }
+
+    #[inline(always)]
     fn at_least(self, row: &[f32; BLOCK_EDGE], bound: u32) -> u64 {
         let bound = bound as i32;
-        let mut bits = 0;
-        for (i, part) in row.as_chunks::<8>().0.iter().enumerate() {
-            // Eight bytes of 0 or 1 become eight bits: byte j is carried to bit 56 + j, and no two meet.
-            let bytes = part.map(|a| u8::from((a.to_bits() & MAGNITUDE) as i32 >= bound));
-            bits |= (u64::from_le_bytes(bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56) << (8 * i);
-        }
-        bits
+        bitmap(row, |a| (a.to_bits() & MAGNITUDE) as i32 >= bound)
+    }
+
+    #[inline(always)]
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64 {
+        bitmap(row, f32::is_sign_negative)
     }
 
     #[inline(always)]
     fn prefetch(self, _: &[f32; BLOCK_EDGE]) {}
 }
 
+#[inline(always)]
+fn bitmap(row: &[f32; BLOCK_EDGE], is_set: impl Fn(f32) -> bool) -> u64 {
+    // A comparison gives a vector all ones or all zeros, from which a table takes each lane's bit.
+    const BITS: [u32; 32] = {
+        let mut bits = [0; 32];
+        let mut i = 0;
+        while i < 32 {
+            bits[i] = 1 << i;
+            i += 1;
+        }
+        bits
+    };
+    let half = |half: &[f32]| {
+        let mut bits = 0;
+        for (a, bit) in half.iter().zip(&BITS) {
+            bits |= if is_set(*a) { *bit } else { 0 };
+        }
+        u64::from(bits)
+    };
+    half(&row[..32]) | half(&row[32..]) << 32
+}
+
 #[cfg(target_arch = "x86_64")]
 impl Lanes for V3 {
+    #[inline(always)]
+    fn accumulate(self, decay: f32, error: &mut [[f32; WIDTH]], delta: &[[f32; WIDTH]]) -> [u32; WIDTH] {
+        let (decay, magnitude) = (self.avx._mm256_set1_ps(decay), self.avx._mm256_set1_epi32(MAGNITUDE as i32));
+        let mut maxima = [self.avx._mm256_setzero_si256(); 2];
+        for (error, delta) in error.iter_mut().zip(delta) {
+            let halves = error.as_chunks_mut::<8>().0.iter_mut().zip(delta.as_chunks::<8>().0);
+            for ((error, delta), maximum) in halves.zip(&mut maxima) {
+                let a = self.avx._mm256_add_ps(self.avx._mm256_mul_ps(decay, pulp::cast(*error)), pulp::cast(*delta));
+                *error = pulp::cast(a);
+                *maximum = self.avx2._mm256_max_epi32(*maximum, self.avx2._mm256_and_si256(pulp::cast(a), magnitude));
+            }
+        }
+        pulp::cast(maxima)
+    }
+
+    #[inline(always)]
+    fn count_at_least(self, values: &[[u32; WIDTH]], bound: u32) -> usize {
+        let below = self.avx._mm256_set1_epi32(bound as i32 - 1);
+        let mut n = 0;
+        for half in values.as_flattened().as_chunks::<8>().0 {
+            let is_above = self.avx2._mm256_cmpgt_epi32(pulp::cast(*half), below);
+            n += self.avx._mm256_movemask_ps(pulp::cast(is_above)).count_ones();
+        }
+        n as usize
+    }
+
     #[inline(always)]
     fn at_least(self, row: &[f32; BLOCK_EDGE], bound: u32) -> u64 {
         let (below, magnitude) =
@@ -134,6 +219,15 @@ impl Lanes for V3 {
     }
 
     #[inline(always)]
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64 {
+        let mut bits = 0;
+        for (i, part) in row.as_chunks::<8>().0.iter().enumerate() {
+            bits |= u64::from(self.avx._mm256_movemask_ps(pulp::cast(*part)) as u32) << (8 * i);
+        }
+        bits
+    }
+
+    #[inline(always)]
     fn prefetch(self, row: &[f32; BLOCK_EDGE]) {
         prefetch(self, row);
     }
@@ -142,6 +236,29 @@ impl Lanes for V3 {
 #[cfg(target_arch = "x86_64")]
 impl Lanes for V4 {
     #[inline(always)]
+    fn accumulate(self, decay: f32, error: &mut [[f32; WIDTH]], delta: &[[f32; WIDTH]]) -> [u32; WIDTH] {
+        let avx512f = self.avx512f;
+        let (decay, magnitude) = (avx512f._mm512_set1_ps(decay), avx512f._mm512_set1_epi32(MAGNITUDE as i32));
+        let mut maxima = avx512f._mm512_setzero_si512();
+        for (error, delta) in error.iter_mut().zip(delta) {
+            let a = avx512f._mm512_add_ps(avx512f._mm512_mul_ps(decay, pulp::cast(*error)), pulp::cast(*delta));
+            *error = pulp::cast(a);
+            maxima = avx512f._mm512_max_epi32(maxima, avx512f._mm512_and_si512(pulp::cast(a), magnitude));
+        }
+        pulp::cast(maxima)
+    }
+
+    #[inline(always)]
+    fn count_at_least(self, values: &[[u32; WIDTH]], bound: u32) -> usize {
+        let bound = self.avx512f._mm512_set1_epi32(bound as i32);
+        let mut n = 0;
+        for values in values {
+            n += self.avx512f._mm512_cmpge_epu32_mask(pulp::cast(*values), bound).count_ones();
+        }
+        n as usize
+    }
+
+    #[inline(always)]
     fn at_least(self, row: &[f32; BLOCK_EDGE], bound: u32) -> u64 {
         let bound = self.avx512f._mm512_set1_epi32(bound as i32);
         let magnitude = self.avx512f._mm512_set1_epi32(MAGNITUDE as i32);
@@ -149,6 +266,15 @@ impl Lanes for V4 {
         for (i, part) in row.as_chunks::<16>().0.iter().enumerate() {
             let a = self.avx512f._mm512_and_si512(pulp::cast(*part), magnitude);
             bits |= u64::from(self.avx512f._mm512_cmpge_epu32_mask(a, bound)) << (16 * i);
+        }
+        bits
+    }
+
+    #[inline(always)]
+    fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64 {
+        let mut bits = 0;
+        for (i, part) in row.as_chunks::<16>().0.iter().enumerate() {
+            bits |= u64::from(self.avx512dq._mm512_movepi32_mask(pulp::cast(*part))) << (16 * i);
         }
         bits
     }
@@ -175,11 +301,11 @@ mod tests {
     struct Compare<'a>(&'a [f32; CHUNK_LEN], u32);
 
     impl Kernel for Compare<'_> {
-        type Output = Vec<u64>;
+        type Output = Vec<[u64; 2]>;
 
         #[inline(always)]
-        fn run<L: Lanes>(self, lanes: L) -> Vec<u64> {
-            self.0.as_chunks().0.iter().map(|row| lanes.at_least(row, self.1)).collect()
+        fn run<L: Lanes>(self, lanes: L) -> Vec<[u64; 2]> {
+            self.0.as_chunks().0.iter().map(|row| [lanes.at_least(row, self.1), lanes.signs(row)]).collect()
         }
     }
 
@@ -187,12 +313,12 @@ mod tests {
     fn every_instruction_set_compares_alike() {
         let chunk = std::array::from_fn(|i| f32::from_bits((i as u32).wrapping_mul(2_654_435_761)));
         for bound in [0, 1, 0x3f80_0000, 0x7f7f_ffff, MAGNITUDE] {
-            let wanted: Vec<u64> = chunk
+            let bits = |row: &[f32], is_set: &dyn Fn(u32) -> bool| {
+                row.iter().enumerate().map(|(i, a)| u64::from(is_set(a.to_bits())) << i).sum()
+            };
+            let wanted: Vec<[u64; 2]> = chunk
                 .chunks(BLOCK_EDGE)
-                .map(|row| {
-                    let bit = |(i, a): (usize, &f32)| u64::from(a.to_bits() & MAGNITUDE >= bound) << i;
-                    row.iter().enumerate().map(bit).sum()
-                })
+                .map(|row| [bits(row, &|a| a & MAGNITUDE >= bound), bits(row, &|a| a > MAGNITUDE)])
                 .collect();
             for simd in Simd::available() {
                 assert_eq!(simd.dispatch(Compare(&chunk, bound)), wanted, "{simd:?}, bound {bound:#x}");

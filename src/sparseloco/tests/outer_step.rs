@@ -172,7 +172,7 @@ fn the_extremes_of_what_a_peer_may_send_neither_overflow_nor_panic() {
         };
         levels.write(&mut largest.levels);
         let code = if quantiser == Quantiser::OneBit { 0 } else { 2 };
-        super::super::record::write(format, &[77], &[code], 255, &mut largest.records);
+        super::super::write::write_codes(format, &[77], &[code], 255, &mut largest.records);
         let bodies = vec![largest; CONTRIBUTIONS_MAX];
         let mut theta = vec![0.0; layout.flat_len()];
         outer_step(&layout, &spec, &views(&bodies), &mut theta);

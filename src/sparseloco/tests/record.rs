@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use proptest::prelude::*;
 
 use super::super::levels::MalformedLevels;
-use super::super::record::{KEEP_MAX, write};
+use super::super::record::KEEP_MAX;
+use super::super::write::write_codes as write;
 use super::*;
 
 /// Positions and codes of a record.
