@@ -146,7 +146,8 @@ impl Reader {
         mut f: impl FnMut(usize, T),
     ) {
         self.positions(record, n_kept);
-        for (block, positions) in self.positions.as_chunks::<BLOCK>().0.iter().enumerate().take(n_kept.div_ceil(BLOCK)) {
+        for (block, positions) in self.positions.as_chunks::<BLOCK>().0.iter().enumerate().take(n_kept.div_ceil(BLOCK))
+        {
             let terms = terms(self.planes(record, block), table);
             let n_here = n_kept - block * BLOCK;
             if n_here >= BLOCK {
@@ -174,7 +175,8 @@ impl Reader {
         self.positions(record, n_kept);
         let positions = &self.positions[..n_kept];
         let ascend = positions.iter().zip(&positions[1..]).fold(true, |all, (a, b)| all & (a < b));
-        ascend && (valid == Valid::FULL || positions.iter().fold(true, |all, at| all & valid.contains(usize::from(*at))))
+        ascend
+            && (valid == Valid::FULL || positions.iter().fold(true, |all, at| all & valid.contains(usize::from(*at))))
     }
 }
 
