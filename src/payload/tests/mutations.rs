@@ -146,6 +146,7 @@ impl Family {
         let (levels, records) = body.split_at(self.levels_len);
         let checked = BodyRef::check(&self.layout, Format::of(&self.spec), levels, records).expect("parsed before");
         let content = Content::of(&self.layout, checked);
+        content.assert_canonical(&self.layout, self.spec.keep_per_chunk);
         let again = content.bytes(self.spec.quantiser, self.spec.keep_per_chunk);
         assert!((&again.0[..], &again.1[..]) == (levels, records), "{bytes:02x?}");
         for (chunk_idx, chunk) in content.chunks.iter().enumerate() {

@@ -187,6 +187,7 @@ proptest! {
         let (levels, records) = bytes.split_at(levels.len());
         if let Ok(body) = BodyRef::check(&layout, Format::of(&spec), levels, records) {
             let content = Content::of(&layout, body);
+            content.assert_canonical(&layout, keep);
             prop_assert_eq!(content.bytes(quantiser, keep), (levels.to_vec(), records.to_vec()));
             let values = content.values(&layout);
             prop_assert!(values.iter().all(|value| value.abs() <= 128.0));
