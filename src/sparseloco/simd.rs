@@ -4,7 +4,7 @@
 //! [`Lanes`] holds the few steps that it does not find by itself. The bits agree because additions and multiplications of
 //! floats are never fused or reordered, and all else is integers. The safe intrinsics are `pulp`'s: nothing here is `unsafe`.
 
-use super::layout::{BLOCK_EDGE, CHUNK_LEN};
+use super::layout::BLOCK_EDGE;
 
 #[cfg(target_arch = "x86_64")]
 use pulp::x86::{V3, V4};
@@ -352,6 +352,7 @@ fn prefetch(lanes: V3, row: &[f32; BLOCK_EDGE]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::CHUNK_LEN;
     use super::*;
 
     struct Compare<'a>(&'a [f32; CHUNK_LEN], u32);

@@ -16,7 +16,7 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 2] = [
+const BENCHES: [Bench; 3] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
@@ -28,6 +28,12 @@ const BENCHES: [Bench; 2] = [
         package: "convoke-node",
         target: "train",
         shows: "tokens per second of inner steps, by number of workers",
+    },
+    Bench {
+        name: "payload",
+        package: "convoke",
+        target: "payload",
+        shows: "payloads against the floor of memory and the limit of information",
     },
 ];
 
