@@ -7,9 +7,9 @@
 
 use crate::run_spec::SparseSpec;
 
-use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout, Valid};
+use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
 use super::levels::{Levels, MalformedLevels};
-use super::read::{GROUP, Reader};
+use super::read::Reader;
 use super::record::{Format, MalformedRecord, Record};
 use super::simd::{Portable, Simd};
 
@@ -94,22 +94,10 @@ impl<'a> BodyRef<'a> {
             simd.plain(
                 #[inline(always)]
                 || {
-                    let mut chunks = layout.chunks_with_valid(tensor_idx);
-                    loop {
-                        let (mut group, mut n_begun) = ([(0, Valid::FULL, 0); GROUP], 0);
-                        for (chunk_idx, valid) in chunks.by_ref().take(GROUP) {
-                            let ones = reader.begin(n_begun, reader.record(body, chunk_idx));
-                            group[n_begun] = (chunk_idx, valid, ones);
-                            n_begun += 1;
-                        }
-                        for (slot, (chunk_idx, valid, ones)) in group.into_iter().enumerate().take(n_begun) {
-                            let record = reader.record(body, chunk_idx);
-                            if !reader.accepts(slot, ones, record, valid) {
-                                record.check(chunk_idx, valid)?;
-                            }
-                        }
-                        if n_begun < GROUP {
-                            break;
+                    for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
+                        let record = reader.record(body, chunk_idx);
+                        if !reader.accepts(record, valid) {
+                            record.check(chunk_idx, valid)?;
                         }
                     }
                     Ok::<_, MalformedRecord>(())
@@ -170,10 +158,8 @@ fn for_each_value(layout: &Layout, body: BodyRef<'_>, mut f: impl FnMut(usize, f
                     let record = reader.record(body, chunk_idx);
                     let values = levels.values(record.scale());
                     let n_kept = body.format.kept_of(valid);
-                    reader.begin(0, record);
                     reader.for_each(
                         Portable,
-                        0,
                         record,
                         n_kept,
                         values.map(|value| value.to_bits() as i32),

@@ -23,7 +23,7 @@ use crate::terms::Digest;
 
 use super::body::{BodyRef, norms_with};
 use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
-use super::read::{GROUP, Reader};
+use super::read::Reader;
 use super::record::Format;
 use super::simd::{Kernel, Lanes, Simd};
 
@@ -235,30 +235,24 @@ impl<L: Lanes> Merge<'_, L> {
         let per_unit = power_of_two(-exponent);
         let (rows, sums) = (theta.as_chunks().0, &mut self.sums);
         let rows_each = BLOCK_EDGE.div_ceil(contributions.len());
-        for (group_idx, (group, tables)) in contributions.chunks(GROUP).zip(tables.chunks(GROUP)).enumerate() {
+        for (i, (body, table)) in contributions.iter().zip(tables).enumerate() {
             // θ arrives while the records are read.
-            for row in rows.iter().skip(group_idx * rows_each * GROUP).take(rows_each * GROUP) {
+            for row in rows.iter().skip(i * rows_each).take(rows_each) {
                 self.lanes.prefetch(row);
             }
-            for (slot, body) in group.iter().enumerate() {
-                self.reader.begin(slot, self.reader.record(*body, chunk_idx));
+            let record = self.reader.record(*body, chunk_idx);
+            if record.scale() == 0 {
+                continue;
             }
-            for (slot, (body, table)) in group.iter().zip(tables).enumerate() {
-                let record = self.reader.record(*body, chunk_idx);
-                if record.scale() == 0 {
-                    continue;
-                }
-                let terms = table.map(|value| round(value * per_unit) * (1 << COUNT_BITS) + 1);
-                self.reader.for_each(
-                    self.lanes,
-                    slot,
-                    record,
-                    n_kept,
-                    terms,
-                    #[inline(always)]
-                    |position, term| sums[position % CHUNK_LEN] += term,
-                );
-            }
+            let terms = table.map(|value| round(value * per_unit) * (1 << COUNT_BITS) + 1);
+            self.reader.for_each(
+                self.lanes,
+                record,
+                n_kept,
+                terms,
+                #[inline(always)]
+                |position, term| sums[position % CHUNK_LEN] += term,
+            );
         }
         Some(exponent)
     }

@@ -20,10 +20,6 @@ pub(super) const BLOCK: usize = 64;
 /// Bytes of a block's columns.
 const COLUMN_BYTES: usize = COLUMN_BITS * BLOCK / 8;
 
-/// Records that are begun before the first of them is finished. Rows are stored word by word and loaded as vectors, for which
-/// those stores must have left the CPU's store queue: it does other work until then.
-pub(super) const GROUP: usize = 4;
-
 /// For each byte, in byte j: how many zeros stand before its j-th one.
 const ZEROS_BEFORE: [u64; 256] = {
     let mut table = [0; 256];
@@ -56,7 +52,7 @@ pub(super) struct Reader {
     /// Bytes, and bits of them, that are zero in every record that keeps k values.
     spare: [(usize, u8); 4],
     /// Room for whatever row counts say, and for the seven bytes that are written beyond the last one.
-    rows: [[u8; KEEP_MAX + BLOCK_EDGE + 8]; GROUP],
+    rows: [u8; KEEP_MAX + BLOCK_EDGE + 8],
     positions: [u16; KEEP_MAX],
 }
 
@@ -80,7 +76,7 @@ impl Reader {
             codes_at,
             plane_len,
             spare,
-            rows: [[0; KEEP_MAX + BLOCK_EDGE + 8]; GROUP],
+            rows: [0; KEEP_MAX + BLOCK_EDGE + 8],
             positions: [0; KEEP_MAX],
         }
     }
@@ -92,28 +88,17 @@ impl Reader {
         Record::new(self.format, &body.record_bytes()[at..at + self.record_len])
     }
 
-    /// Begins a record in one of [`GROUP`] slots: reads each one's row, as many zeros as stand before it. Returns how many ones
-    /// there are.
+    /// The kept positions, ascending; whole blocks, of which only the first `n_kept` mean something. Row counts must be right.
     #[inline(always)]
-    pub(super) fn begin(&mut self, slot: usize, record: Record<'_>) -> usize {
-        let rows = &mut self.rows[slot];
-        let (words, rest) = record.bytes()[..self.columns_at].as_chunks::<8>();
-        let mut ones = 0;
-        for (word_idx, word) in words.iter().enumerate() {
-            ones = read_rows(u64::from_le_bytes(*word), 64 * word_idx, ones, rows);
-        }
-        if !rest.is_empty() {
-            ones = read_rows(little_endian(rest), 64 * words.len(), ones, rows);
-        }
-        ones
+    fn positions(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
+        self.read_rows(record);
+        self.add_columns(record, n_kept)
     }
 
-    /// The kept positions of the record begun in `slot`, ascending; whole blocks, of which only the first `n_kept` values mean
-    /// something.
     #[inline(always)]
-    fn positions(&mut self, slot: usize, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
+    fn add_columns(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
         let n_blocks = n_kept.div_ceil(BLOCK);
-        let rows = self.rows[slot].as_chunks::<BLOCK>().0;
+        let rows = self.rows.as_chunks::<BLOCK>().0;
         let positions = &mut self.positions.as_chunks_mut::<BLOCK>().0[..n_blocks];
         for (block, (positions, rows)) in positions.iter_mut().zip(rows).enumerate() {
             let columns = columns(&record.bytes()[self.columns_at + block * COLUMN_BYTES..]);
@@ -122,6 +107,38 @@ impl Reader {
             }
         }
         positions
+    }
+
+    /// The row of the i-th one: as many zeros as stand before it. Returns how many ones there are.
+    #[inline(always)]
+    fn read_rows(&mut self, record: Record<'_>) -> usize {
+        let (words, rest) = record.bytes()[..self.columns_at].as_chunks::<8>();
+        let mut ones = 0;
+        for (word_idx, word) in words.iter().enumerate() {
+            ones = self.read_rows_of(u64::from_le_bytes(*word), 64 * word_idx, ones);
+        }
+        if !rest.is_empty() {
+            ones = self.read_rows_of(little_endian(rest), 64 * words.len(), ones);
+        }
+        ones
+    }
+
+    /// One word of row counts, before which stand `bits` bits and `ones` ones; returns the ones with it.
+    #[inline(always)]
+    fn read_rows_of(&mut self, word: u64, bits: usize, ones: usize) -> usize {
+        // In each byte: the ones in it, then those in it and in all before it.
+        let pairs = word - (word >> 1 & 0x55 * EACH_BYTE);
+        let fours = (pairs & 0x33 * EACH_BYTE) + (pairs >> 2 & 0x33 * EACH_BYTE);
+        let through = ((fours + (fours >> 4)) & 0x0f * EACH_BYTE).wrapping_mul(EACH_BYTE);
+        for byte_idx in 0..8 {
+            let before = ones + ((through << 8) >> (8 * byte_idx) & 0xff) as usize;
+            let byte = (word >> (8 * byte_idx) & 0xff) as usize;
+            let zeros = ((bits + 8 * byte_idx).wrapping_sub(before) as u64 & 0xff) * EACH_BYTE;
+            // No byte carries into the next: a record has 64 zeros before its end.
+            let rows = ZEROS_BEFORE[byte].wrapping_add(zeros);
+            self.rows[before..before + 8].copy_from_slice(&rows.to_le_bytes());
+        }
+        ones + (through >> 56) as usize
     }
 
     /// The low and the high bits of a block's codes; those of values that the record has no room for are zero.
@@ -154,18 +171,17 @@ impl Reader {
         [n_kept as u32 + both - low - high, low - both, high - both, both]
     }
 
-    /// Calls `f(position, number of its code)` for every kept value of the record begun in `slot`, ascending.
+    /// Calls `f(position, number of its code)` for every kept value, ascending.
     #[inline(always)]
     pub(super) fn for_each(
         &mut self,
         lanes: impl Lanes,
-        slot: usize,
         record: Record<'_>,
         n_kept: usize,
         table: [i32; 4],
         mut f: impl FnMut(usize, i32),
     ) {
-        self.positions(slot, record, n_kept);
+        self.positions(record, n_kept);
         let blocks = self.positions.as_chunks::<BLOCK>().0;
         for block in 0..n_kept.div_ceil(BLOCK) {
             let numbers = lanes.choose(self.planes(record, block), table);
@@ -185,19 +201,17 @@ impl Reader {
     /// Calls `f(position)` for every kept value, ascending.
     #[inline(always)]
     pub(super) fn for_each_position(&mut self, record: Record<'_>, n_kept: usize, mut f: impl FnMut(usize)) {
-        self.begin(0, record);
-        self.positions(0, record, n_kept).as_flattened()[..n_kept].iter().for_each(
+        self.positions(record, n_kept).as_flattened()[..n_kept].iter().for_each(
             #[inline(always)]
             |position| f(usize::from(*position)),
         );
     }
 
-    /// Whether [`Record::check`] accepts the record, which was begun in `slot` and found to have so many ones. What is wrong with
-    /// one that it refuses is for `check` to say.
+    /// Whether [`Record::check`] accepts the record. What is wrong with one that it refuses is for `check` to say.
     #[inline(always)]
-    pub(super) fn accepts(&mut self, slot: usize, ones: usize, record: Record<'_>, valid: Valid) -> bool {
+    pub(super) fn accepts(&mut self, record: Record<'_>, valid: Valid) -> bool {
         let n_kept = self.format.kept_of(valid);
-        if ones != n_kept {
+        if self.read_rows(record) != n_kept {
             return false;
         }
         let bytes = record.bytes();
@@ -208,27 +222,9 @@ impl Reader {
         if record.scale() == 0 {
             return record.check(0, valid).is_ok();
         }
-        let positions = &self.positions(slot, record, n_kept).as_flattened()[..n_kept];
+        let positions = &self.add_columns(record, n_kept).as_flattened()[..n_kept];
         ascend(positions) && (valid == Valid::FULL || positions.iter().all(|at| valid.contains(usize::from(*at))))
     }
-}
-
-/// The rows of the ones in a word of row counts, before which stand `bits` bits and `ones` ones. Returns the ones with it.
-#[inline(always)]
-fn read_rows(word: u64, bits: usize, ones: usize, rows: &mut [u8; KEEP_MAX + BLOCK_EDGE + 8]) -> usize {
-    // In each byte: the ones in it, then those in it and in all before it.
-    let pairs = word - (word >> 1 & 0x55 * EACH_BYTE);
-    let fours = (pairs & 0x33 * EACH_BYTE) + (pairs >> 2 & 0x33 * EACH_BYTE);
-    let through = ((fours + (fours >> 4)) & 0x0f * EACH_BYTE).wrapping_mul(EACH_BYTE);
-    for byte_idx in 0..8 {
-        let before = ones + ((through << 8) >> (8 * byte_idx) & 0xff) as usize;
-        let byte = (word >> (8 * byte_idx) & 0xff) as usize;
-        let zeros = ((bits + 8 * byte_idx).wrapping_sub(before) as u64 & 0xff) * EACH_BYTE;
-        // No byte carries into the next: before a record's last one stand at most 63 zeros.
-        let here = ZEROS_BEFORE[byte].wrapping_add(zeros);
-        rows[before..before + 8].copy_from_slice(&here.to_le_bytes());
-    }
-    ones + (through >> 56) as usize
 }
 
 /// Whether each is larger than the one before it.
