@@ -54,7 +54,7 @@ impl Pool for Threads {
 }
 
 /// Measures the receiving half for a model of `n_chunks` chunks.
-pub fn measure(simd: Simd, threads: usize, n_chunks: usize) -> Vec<Row> {
+pub fn measure(simd: Simd, threads: usize, n_chunks: usize, only: &str) -> Vec<Row> {
     let mut rows = Vec::new();
     let mut theta_pages = huge_pages(n_chunks * CHUNK_LEN);
     let theta: &mut [f32] = bytemuck::cast_slice_mut(&mut theta_pages);
@@ -67,6 +67,9 @@ pub fn measure(simd: Simd, threads: usize, n_chunks: usize) -> Vec<Row> {
         (Quantiser::TwoBit, 118, "two-bit, k = 118"),
         (Quantiser::SigmaBins, 64, "sigma-bins, k = 64"),
     ] {
+        if !name.contains(only) {
+            continue;
+        }
         let spec = SparseSpec {
             keep_per_chunk: keep,
             error_decay: 0.95,
