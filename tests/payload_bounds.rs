@@ -158,7 +158,10 @@ fn a_large_model_costs_a_decoder_no_more_than_a_block() {
         let mut received = 0;
         let cost = measure(|| Decoder::new(layout, spec).decode(&coded, |piece| received += piece.len()).unwrap());
         assert_eq!(received, len(layout, spec));
-        assert!((1 << 16..=BLOCK_MAX).contains(&cost.bytes_max), "{quantiser:?}: {cost:?} of a payload of {received} bytes");
+        assert!(
+            (1 << 16..=BLOCK_MAX).contains(&cost.bytes_max),
+            "{quantiser:?}: {cost:?} of a payload of {received} bytes"
+        );
     }
 }
 
