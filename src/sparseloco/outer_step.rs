@@ -240,12 +240,13 @@ impl<L: Lanes> Merge<'_, L> {
             for row in rows.iter().skip(i * rows_each).take(rows_each) {
                 self.lanes.prefetch(row);
             }
-            let record = body.record(chunk_idx);
+            let record = self.reader.record(*body, chunk_idx);
             if record.scale() == 0 {
                 continue;
             }
             let terms = table.map(|value| round(value * per_unit) * (1 << COUNT_BITS) + 1);
             self.reader.for_each(
+                self.lanes,
                 record,
                 n_kept,
                 terms,
@@ -269,7 +270,7 @@ impl<L: Lanes> Merge<'_, L> {
         let limits = &self.step.limits[tensor_idx * contributions.len()..(tensor_idx + 1) * contributions.len()];
         let mut peak = 0.0_f32;
         for ((body, limit), table) in contributions.iter().zip(limits).zip(tables) {
-            let record = body.record(chunk_idx);
+            let record = self.reader.record(*body, chunk_idx);
             let values = body.levels(tensor_idx).values(record.scale());
             let counts = self.reader.code_counts(record, n_kept);
             for ((slot, value), count) in table.iter_mut().zip(values).zip(counts) {
@@ -286,18 +287,19 @@ impl<L: Lanes> Merge<'_, L> {
         let unit = power_of_two(exponent);
         let mut factors = self.step.weights;
         factors.iter_mut().for_each(|weight| *weight *= unit);
-        let mut sent = [0_u32; 16];
+        let mut sent = [0_i32; 16];
         let sums = self.sums.as_chunks_mut::<16>().0;
         for (theta, sums) in theta.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
             // Two's complement: the low bits are the count and the rest is the sum, of either sign.
-            let factors = self.lanes.look_up(&factors, sums);
-            for (((theta, sum), factor), sent) in theta.iter_mut().zip(sums).zip(factors).zip(&mut sent) {
-                *theta -= (*sum >> COUNT_BITS) as f32 * factor;
-                *sent += u32::from(*sum & CONTRIBUTIONS_MAX as i32 != 0);
-                *sum = 0;
+            let (mut after, before) = (*theta, *sums);
+            let factors = self.lanes.look_up(&factors, &before);
+            for i in 0..16 {
+                after[i] -= (before[i] >> COUNT_BITS) as f32 * factors[i];
+                sent[i] += i32::from(before[i] & CONTRIBUTIONS_MAX as i32 != 0);
             }
+            (*theta, *sums) = (after, [0; 16]);
         }
-        sent.iter().map(|sent| u64::from(*sent)).sum()
+        sent.iter().map(|sent| *sent as u64).sum()
     }
 }
 

@@ -9,8 +9,10 @@
 
 use crate::run_spec::Quantiser;
 
-use super::layout::{CHUNK_LEN, Valid};
+use super::body::BodyRef;
+use super::layout::{BLOCK_EDGE, Valid};
 use super::record::{COLUMN_BITS, Format, KEEP_MAX, Record, little_endian};
+use super::simd::Lanes;
 
 /// Values of a block: as many as a word has bits.
 pub(super) const BLOCK: usize = 64;
@@ -43,49 +45,82 @@ const EACH_BYTE: u64 = 0x0101_0101_0101_0101;
 #[derive(Debug, Clone)]
 pub(super) struct Reader {
     format: Format,
+    record_len: usize,
     columns_at: usize,
     codes_at: usize,
     plane_len: usize,
-    /// The byte that follows the last value's row is written too.
-    rows: [u8; KEEP_MAX + 8],
+    /// Bytes, and bits of them, that are zero in every record that keeps k values.
+    spare: [(usize, u8); 4],
+    /// Room for whatever row counts say, and for the seven bytes that are written beyond the last one.
+    rows: [u8; KEEP_MAX + BLOCK_EDGE + 8],
     positions: [u16; KEEP_MAX],
 }
 
 impl Reader {
     pub(super) fn new(format: Format) -> Self {
         let (columns_at, codes_at, plane_len) = (format.row_counts_len(), format.codes_at(), format.keep().div_ceil(8));
-        Self { format, columns_at, codes_at, plane_len, rows: [0; KEEP_MAX + 8], positions: [0; KEEP_MAX] }
+        let last = |at: usize, bits: usize| match bits % 8 {
+            0 => (0, 0),
+            used => (at + bits / 8, 0xff << used),
+        };
+        let codes = match format.quantiser() {
+            Quantiser::OneBit => [last(codes_at, format.keep()), (0, 0)],
+            Quantiser::TwoBit => [last(codes_at, format.keep()), last(codes_at + plane_len, format.keep())],
+            Quantiser::SigmaBins => [last(codes_at, 2 * format.keep()), (0, 0)],
+        };
+        let spare = [last(0, format.keep() + BLOCK_EDGE - 1), last(columns_at, COLUMN_BITS * format.keep()), codes[0], codes[1]];
+        Self {
+            format,
+            record_len: format.record_len(),
+            columns_at,
+            codes_at,
+            plane_len,
+            spare,
+            rows: [0; KEEP_MAX + BLOCK_EDGE + 8],
+            positions: [0; KEEP_MAX],
+        }
     }
 
-    /// The kept positions, ascending, and beyond `n_kept` anything below [`CHUNK_LEN`]; as many as fill the blocks. Row counts
-    /// must hold `n_kept` ones and no spare bit.
+    /// A chunk's record.
     #[inline(always)]
-    pub(super) fn positions(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
-        let bytes = record.bytes();
-        self.read_rows(&bytes[..self.columns_at]);
+    pub(super) fn record<'a>(&self, body: BodyRef<'a>, chunk_idx: usize) -> Record<'a> {
+        let at = chunk_idx * self.record_len;
+        Record::new(self.format, &body.record_bytes()[at..at + self.record_len])
+    }
+
+    /// The kept positions, ascending; whole blocks, of which only the first `n_kept` mean something. Row counts must be right.
+    #[inline(always)]
+    fn positions(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
+        self.read_rows(record);
+        self.add_columns(record, n_kept)
+    }
+
+    #[inline(always)]
+    fn add_columns(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
         let n_blocks = n_kept.div_ceil(BLOCK);
         let rows = self.rows.as_chunks::<BLOCK>().0;
         let positions = &mut self.positions.as_chunks_mut::<BLOCK>().0[..n_blocks];
         for (block, (positions, rows)) in positions.iter_mut().zip(rows).enumerate() {
-            let columns = columns(&bytes[self.columns_at + block * COLUMN_BYTES..]);
+            let columns = columns(&record.bytes()[self.columns_at + block * COLUMN_BYTES..]);
             for (position, (row, column)) in positions.iter_mut().zip(rows.iter().zip(columns)) {
-                *position = (u16::from(*row) << COLUMN_BITS | u16::from(column)) % CHUNK_LEN as u16;
+                *position = u16::from(*row) << COLUMN_BITS | u16::from(column);
             }
         }
         positions
     }
 
-    /// The row of the i-th one: as many zeros as stand before it.
+    /// The row of the i-th one: as many zeros as stand before it. Returns how many ones there are.
     #[inline(always)]
-    fn read_rows(&mut self, row_counts: &[u8]) {
-        let (words, rest) = row_counts.as_chunks::<8>();
+    fn read_rows(&mut self, record: Record<'_>) -> usize {
+        let (words, rest) = record.bytes()[..self.columns_at].as_chunks::<8>();
         let mut ones = 0;
         for (word_idx, word) in words.iter().enumerate() {
             ones = self.read_rows_of(u64::from_le_bytes(*word), 64 * word_idx, ones);
         }
         if !rest.is_empty() {
-            self.read_rows_of(little_endian(rest), 64 * words.len(), ones);
+            ones = self.read_rows_of(little_endian(rest), 64 * words.len(), ones);
         }
+        ones
     }
 
     /// One word of row counts, before which stand `bits` bits and `ones` ones; returns the ones with it.
@@ -98,7 +133,7 @@ impl Reader {
         for byte_idx in 0..8 {
             let before = ones + ((through << 8) >> (8 * byte_idx) & 0xff) as usize;
             let byte = (word >> (8 * byte_idx) & 0xff) as usize;
-            let zeros = ((bits + 8 * byte_idx - before) as u64 & 0xff) * EACH_BYTE;
+            let zeros = ((bits + 8 * byte_idx).wrapping_sub(before) as u64 & 0xff) * EACH_BYTE;
             // No byte carries into the next: a record has 64 zeros before its end.
             let rows = ZEROS_BEFORE[byte].wrapping_add(zeros);
             self.rows[before..before + 8].copy_from_slice(&rows.to_le_bytes());
@@ -136,64 +171,73 @@ impl Reader {
         [n_kept as u32 + both - low - high, low - both, high - both, both]
     }
 
-    /// Calls `f(position, term of its code)` for every kept value, ascending.
+    /// Calls `f(position, number of its code)` for every kept value, ascending.
     #[inline(always)]
-    pub(super) fn for_each<T: Copy + Default>(
+    pub(super) fn for_each(
         &mut self,
+        lanes: impl Lanes,
         record: Record<'_>,
         n_kept: usize,
-        table: [T; 4],
-        mut f: impl FnMut(usize, T),
+        table: [i32; 4],
+        mut f: impl FnMut(usize, i32),
     ) {
         self.positions(record, n_kept);
-        for (block, positions) in self.positions.as_chunks::<BLOCK>().0.iter().enumerate().take(n_kept.div_ceil(BLOCK))
-        {
-            let terms = terms(self.planes(record, block), table);
+        let blocks = self.positions.as_chunks::<BLOCK>().0;
+        for block in 0..n_kept.div_ceil(BLOCK) {
+            let numbers = lanes.choose(self.planes(record, block), table);
             let n_here = n_kept - block * BLOCK;
             if n_here >= BLOCK {
-                for (position, term) in positions.iter().zip(terms) {
-                    f(usize::from(*position), term);
+                for (position, number) in blocks[block].iter().zip(&numbers) {
+                    f(usize::from(*position), *number);
                 }
             } else {
-                for (position, term) in positions[..n_here].iter().zip(terms) {
-                    f(usize::from(*position), term);
+                for (position, number) in blocks[block][..n_here].iter().zip(&numbers) {
+                    f(usize::from(*position), *number);
                 }
             }
         }
+    }
+
+    /// Calls `f(position)` for every kept value, ascending.
+    #[inline(always)]
+    pub(super) fn for_each_position(&mut self, record: Record<'_>, n_kept: usize, mut f: impl FnMut(usize)) {
+        self.positions(record, n_kept).as_flattened()[..n_kept].iter().for_each(
+            #[inline(always)]
+            |position| f(usize::from(*position)),
+        );
     }
 
     /// Whether [`Record::check`] accepts the record. What is wrong with one that it refuses is for `check` to say.
     #[inline(always)]
     pub(super) fn accepts(&mut self, record: Record<'_>, valid: Valid) -> bool {
         let n_kept = self.format.kept_of(valid);
-        if record.ones() != n_kept || record.check_spare_bits(0, n_kept).is_err() {
+        if self.read_rows(record) != n_kept {
+            return false;
+        }
+        let bytes = record.bytes();
+        let spare = self.spare.iter().fold(0, |all, (at, mask)| all | bytes[*at] & mask);
+        if spare != 0 || n_kept < self.format.keep() && record.check_spare_bits(0, n_kept).is_err() {
             return false;
         }
         if record.scale() == 0 {
             return record.check(0, valid).is_ok();
         }
-        self.positions(record, n_kept);
-        let positions = &self.positions[..n_kept];
-        let ascend = positions.iter().zip(&positions[1..]).fold(true, |all, (a, b)| all & (a < b));
-        ascend
-            && (valid == Valid::FULL || positions.iter().fold(true, |all, at| all & valid.contains(usize::from(*at))))
+        let positions = &self.add_columns(record, n_kept).as_flattened()[..n_kept];
+        ascend(positions) && (valid == Valid::FULL || positions.iter().all(|at| valid.contains(usize::from(*at))))
     }
 }
 
-/// What each code of a block stands for.
+/// Whether each is larger than the one before it.
 #[inline(always)]
-pub(super) fn terms<T: Copy + Default>(planes: [u64; 2], table: [T; 4]) -> [T; BLOCK] {
-    let mut terms = [T::default(); BLOCK];
-    for (part, terms) in terms.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let [low, high] = planes.map(|plane| (plane >> (16 * part)) as u32 & 0xffff);
-        for (i, term) in terms.iter_mut().enumerate() {
-            let bit = 1 << i;
-            let near = if low & bit == 0 { table[0] } else { table[1] };
-            let far = if low & bit == 0 { table[2] } else { table[3] };
-            *term = if high & bit == 0 { near } else { far };
-        }
+fn ascend(positions: &[u16]) -> bool {
+    let (mut here, mut next) = (positions.as_chunks::<32>().0.iter(), positions[1..].as_chunks::<32>().0.iter());
+    let mut all = true;
+    let mut compared = 0;
+    for (a, b) in here.by_ref().zip(next.by_ref()) {
+        all &= a.iter().zip(b).fold(true, |all, (a, b)| all & (a < b));
+        compared += 32;
     }
-    terms
+    positions[compared..].iter().zip(&positions[compared + 1..]).fold(all, |all, (a, b)| all & (a < b))
 }
 
 /// The columns of a block, six bits each, from the first byte of them on.
