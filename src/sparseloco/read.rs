@@ -53,7 +53,7 @@ pub(super) struct Reader {
     spare: [(usize, u8); 4],
     /// Room for whatever row counts say, and for the seven bytes that are written beyond the last one.
     rows: [u8; KEEP_MAX + BLOCK_EDGE + 8],
-    positions: [u16; KEEP_MAX],
+    positions: [u16; KEEP_MAX + 1],
 }
 
 impl Reader {
@@ -77,7 +77,7 @@ impl Reader {
             plane_len,
             spare,
             rows: [0; KEEP_MAX + BLOCK_EDGE + 8],
-            positions: [0; KEEP_MAX],
+            positions: [0; KEEP_MAX + 1],
         }
     }
 
@@ -102,9 +102,12 @@ impl Reader {
         let positions = &mut self.positions.as_chunks_mut::<BLOCK>().0[..n_blocks];
         for (block, (positions, rows)) in positions.iter_mut().zip(rows).enumerate() {
             let columns = columns(&record.bytes()[self.columns_at + block * COLUMN_BYTES..]);
-            for (position, (row, column)) in positions.iter_mut().zip(rows.iter().zip(columns)) {
-                *position = u16::from(*row) << COLUMN_BITS | u16::from(column);
+            // In arrays of their own, or the compiler would have to ask whether they overlap.
+            let (rows, mut here) = (*rows, [0; BLOCK]);
+            for i in 0..BLOCK {
+                here[i] = u16::from(rows[i]) << COLUMN_BITS | u16::from(columns[i]);
             }
+            *positions = here;
         }
         positions
     }
@@ -113,6 +116,11 @@ impl Reader {
     #[inline(always)]
     fn read_rows(&mut self, record: Record<'_>) -> usize {
         let (words, rest) = record.bytes()[..self.columns_at].as_chunks::<8>();
+        if let ([first, second], []) = (words, rest) {
+            // k = 64, without a loop.
+            let ones = self.read_rows_of(u64::from_le_bytes(*first), 0, 0);
+            return self.read_rows_of(u64::from_le_bytes(*second), 64, ones);
+        }
         let mut ones = 0;
         for (word_idx, word) in words.iter().enumerate() {
             ones = self.read_rows_of(u64::from_le_bytes(*word), 64 * word_idx, ones);
@@ -222,39 +230,50 @@ impl Reader {
         if record.scale() == 0 {
             return record.check(0, valid).is_ok();
         }
-        let positions = &self.add_columns(record, n_kept).as_flattened()[..n_kept];
-        ascend(positions) && (valid == Valid::FULL || positions.iter().all(|at| valid.contains(usize::from(*at))))
+        self.add_columns(record, n_kept);
+        // After the last one comes a larger one, so that whole blocks are compared.
+        self.positions[n_kept] = u16::MAX;
+        let positions = &self.positions[..n_kept];
+        ascend(&self.positions[..=n_kept]) && (valid == Valid::FULL || positions.iter().all(|at| valid.contains(usize::from(*at))))
     }
 }
 
-/// Whether each is larger than the one before it.
+/// Whether each but the last is smaller than the next.
 #[inline(always)]
 fn ascend(positions: &[u16]) -> bool {
-    let (mut here, mut next) = (positions.as_chunks::<32>().0.iter(), positions[1..].as_chunks::<32>().0.iter());
-    let mut all = true;
+    let mut descents = 0;
     let mut compared = 0;
-    for (a, b) in here.by_ref().zip(next.by_ref()) {
-        all &= a.iter().zip(b).fold(true, |all, (a, b)| all & (a < b));
-        compared += 32;
+    // A number of comparisons that is known makes vectors of them, without a loop's end for the rest.
+    while let (Some(here), Some(next)) =
+        (positions[compared..].first_chunk::<BLOCK>(), positions[compared + 1..].first_chunk::<BLOCK>())
+    {
+        for (a, b) in here.iter().zip(next) {
+            descents |= u16::from(a >= b);
+        }
+        compared += BLOCK;
     }
-    positions[compared..].iter().zip(&positions[compared + 1..]).fold(all, |all, (a, b)| all & (a < b))
+    for (a, b) in positions[compared..].iter().zip(&positions[compared + 1..]) {
+        descents |= u16::from(a >= b);
+    }
+    descents == 0
 }
 
 /// The columns of a block, six bits each, from the first byte of them on.
 #[inline(always)]
 fn columns(bytes: &[u8]) -> [u8; BLOCK] {
-    // Eight values are six bytes; the last word reads two bytes beyond them.
-    let mut padded = [0; COLUMN_BYTES + 2];
-    let bytes = match bytes.first_chunk::<{ COLUMN_BYTES + 2 }>() {
+    let mut padded = [0; COLUMN_BYTES];
+    let bytes = match bytes.first_chunk() {
         Some(bytes) => bytes,
         None => {
             padded[..bytes.len()].copy_from_slice(bytes);
             &padded
         }
     };
+    // Eight values are six bytes: four of those are three words. The bits above them are masked away below.
     let mut words = [0_u64; BLOCK / 8];
-    for (i, word) in words.iter_mut().enumerate() {
-        *word = little_endian(&bytes[6 * i..6 * i + 8]);
+    for (four, three) in words.as_chunks_mut::<4>().0.iter_mut().zip(bytes.as_chunks::<24>().0) {
+        let [a, b, c] = [0, 8, 16].map(|at| little_endian(&three[at..at + 8]));
+        *four = [a, a >> 48 | b << 16, b >> 32 | c << 32, c >> 16];
     }
     for word in &mut words {
         let mut x = *word;

@@ -44,6 +44,8 @@ pub(crate) trait Lanes: Copy {
     fn choose(self, planes: [u64; 2], table: [i32; 4]) -> [i32; 64];
     /// Asks for a row's cache lines, which will be read soon.
     fn prefetch(self, row: &[f32; BLOCK_EDGE]);
+    /// Asks for a byte's cache line.
+    fn prefetch_byte(self, byte: &u8);
 }
 
 /// All bits of a float but its sign.
@@ -201,6 +203,9 @@ impl Lanes for Portable {
 
     #[inline(always)]
     fn prefetch(self, _: &[f32; BLOCK_EDGE]) {}
+
+    #[inline(always)]
+    fn prefetch_byte(self, _: &u8) {}
 }
 
 #[inline(always)]
@@ -306,6 +311,11 @@ impl Lanes for V3 {
     fn prefetch(self, row: &[f32; BLOCK_EDGE]) {
         prefetch(self, row);
     }
+
+    #[inline(always)]
+    fn prefetch_byte(self, byte: &u8) {
+        self.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(byte).cast());
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -376,6 +386,11 @@ impl Lanes for V4 {
     #[inline(always)]
     fn prefetch(self, row: &[f32; BLOCK_EDGE]) {
         prefetch(*self, row);
+    }
+
+    #[inline(always)]
+    fn prefetch_byte(self, byte: &u8) {
+        self.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(byte).cast());
     }
 }
 
