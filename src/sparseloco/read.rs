@@ -68,7 +68,12 @@ impl Reader {
             Quantiser::TwoBit => [last(codes_at, format.keep()), last(codes_at + plane_len, format.keep())],
             Quantiser::SigmaBins => [last(codes_at, 2 * format.keep()), (0, 0)],
         };
-        let spare = [last(0, format.keep() + BLOCK_EDGE - 1), last(columns_at, COLUMN_BITS * format.keep()), codes[0], codes[1]];
+        let spare = [
+            last(0, format.keep() + BLOCK_EDGE - 1),
+            last(columns_at, COLUMN_BITS * format.keep()),
+            codes[0],
+            codes[1],
+        ];
         Self {
             format,
             record_len: format.record_len(),
@@ -234,7 +239,8 @@ impl Reader {
         // After the last one comes a larger one, so that whole blocks are compared.
         self.positions[n_kept] = u16::MAX;
         let positions = &self.positions[..n_kept];
-        ascend(&self.positions[..=n_kept]) && (valid == Valid::FULL || positions.iter().all(|at| valid.contains(usize::from(*at))))
+        ascend(&self.positions[..=n_kept])
+            && (valid == Valid::FULL || positions.iter().all(|at| valid.contains(usize::from(*at))))
     }
 }
 

@@ -452,4 +452,42 @@ mod tests {
             }
         }
     }
+
+    struct LookUp<'a>(&'a [f32; 32], [i32; 16]);
+
+    impl Kernel for LookUp<'_> {
+        type Output = [f32; 16];
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) -> [f32; 16] {
+            lanes.look_up(self.0, &self.1)
+        }
+    }
+
+    struct Choose([u64; 2]);
+
+    impl Kernel for Choose {
+        type Output = [i32; 64];
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) -> [i32; 64] {
+            lanes.choose(self.0, [i32::MIN, -1, 7, i32::MAX])
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_looks_up_and_chooses_alike() {
+        let table = std::array::from_fn(|i| i as f32);
+        for first in (-2000..2000).step_by(37) {
+            let indices: [i32; 16] = std::array::from_fn(|i| first + 3 * i as i32);
+            let want = indices.map(|i| i.rem_euclid(32) as f32);
+            let planes = [first as u64 ^ 0x1234_5678_9abc_def0, (first as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)];
+            let code = |i: usize| (planes[0] >> i & 1 | (planes[1] >> i & 1) << 1) as usize;
+            let chosen: [i32; 64] = std::array::from_fn(|i| [i32::MIN, -1, 7, i32::MAX][code(i)]);
+            for simd in Simd::available() {
+                assert_eq!(simd.dispatch(LookUp(&table, indices)), want, "{simd:?}, {indices:?}");
+                assert_eq!(simd.dispatch(Choose(planes)), chosen, "{simd:?}, {planes:x?}");
+            }
+        }
+    }
 }
