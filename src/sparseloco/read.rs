@@ -59,18 +59,22 @@ pub(super) struct Reader {
 impl Reader {
     pub(super) fn new(format: Format) -> Self {
         let (columns_at, codes_at, plane_len) = (format.row_counts_len(), format.codes_at(), format.keep().div_ceil(8));
-        let last = |at: usize, bits: usize| match bits % 8 {
-            0 => (0, 0),
-            used => (at + bits / 8, 0xff << used),
+        // The last byte of a part, in which the bits from `used` on are spare.
+        let last = |at: usize, end: usize, used: usize| match at + used / 8 < end {
+            true => (at + used / 8, 0xff << (used % 8)),
+            false => (0, 0),
         };
+        let keep = format.keep();
+        let plane = |at: usize| last(at, at + plane_len, keep);
         let codes = match format.quantiser() {
-            Quantiser::OneBit => [last(codes_at, format.keep()), (0, 0)],
-            Quantiser::TwoBit => [last(codes_at, format.keep()), last(codes_at + plane_len, format.keep())],
-            Quantiser::SigmaBins => [last(codes_at, 2 * format.keep()), (0, 0)],
+            Quantiser::OneBit => [plane(codes_at), (0, 0)],
+            Quantiser::TwoBit => [plane(codes_at), plane(codes_at + plane_len)],
+            Quantiser::SigmaBins => [last(codes_at, codes_at + format.codes_len(), 2 * keep), (0, 0)],
         };
         let spare = [
-            last(0, format.keep() + BLOCK_EDGE - 1),
-            last(columns_at, COLUMN_BITS * format.keep()),
+            // After k ones and 63 zeros comes the last row's end; it, too, is never a one.
+            last(0, columns_at, keep + BLOCK_EDGE - 1),
+            last(columns_at, codes_at, COLUMN_BITS * keep),
             codes[0],
             codes[1],
         ];
