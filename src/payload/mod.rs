@@ -14,6 +14,7 @@
 //! The reference run's wire is a serialised dictionary without signature or hash, 20 bits a value; this one is 9.1 to 10.1.
 
 mod header;
+pub mod transport;
 
 use std::sync::Arc;
 

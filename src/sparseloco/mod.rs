@@ -39,6 +39,7 @@ pub use outer_step::{CONTRIBUTIONS_MAX, ContributionReport, OuterStep, OuterStep
 pub use record::{Format, KEEP_MAX, MalformedRecord, Part, Record};
 pub use scale::SCALES;
 pub use simd::Simd;
+pub(crate) use simd::{Kernel, Lanes};
 pub use undo::Undo;
 
 #[cfg(test)]

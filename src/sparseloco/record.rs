@@ -139,15 +139,18 @@ impl Format {
         }
     }
 
-    pub(super) fn row_counts_len(self) -> usize {
+    /// Bytes of the row counts.
+    pub(crate) fn row_counts_len(self) -> usize {
         (self.keep + BLOCK_EDGE).div_ceil(8)
     }
 
-    pub(super) fn codes_at(self) -> usize {
+    /// Where the codes begin.
+    pub(crate) fn codes_at(self) -> usize {
         self.row_counts_len() + (COLUMN_BITS * self.keep).div_ceil(8)
     }
 
-    pub(super) fn has_scale(self) -> bool {
+    /// Whether a record ends with a scale.
+    pub(crate) fn has_scale(self) -> bool {
         self.quantiser != Quantiser::SigmaBins
     }
 }
