@@ -2,8 +2,8 @@
 //!
 //! Hears:   requests of RoundClock: where are you, compress, step, save.
 //! Tells:   nobody; it answers.
-//! State:   θ, e, the payload made since the boundary. A crash reloads the boundary and the payload made since, so that
-//!          nothing is lost that had been sealed.
+//! State:   θ, e, the payload made since the boundary, threads. A crash reloads the boundary and the payload made since, so
+//!          that nothing is lost that had been sealed.
 //! Mailbox: one request of RoundClock.
 //!
 //! Fault points: `position`, `compress`, `outer-step`, `save`.
@@ -14,14 +14,16 @@ use std::time::Instant;
 use convoke::digest::digest;
 use convoke::manifest::Manifest;
 use convoke::payload::{Header, Payload};
-use convoke::sparseloco::{self, Undo};
+use convoke::sparseloco::{OuterStep, Simd, Undo, encode_on};
 use convoke::terms::{Digest, LayoutHash, ManifestHash, PayloadHash, Round, Uid};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde::{Deserialize, Serialize};
 
 use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
-use crate::store::{put_f32s, take_f32s};
+use crate::pages::Pages;
+use crate::pool::Threads;
+use crate::store::{put_f32s, take_pages};
 use crate::workbench::Workbench;
 
 /// The boundary's section in the store.
@@ -39,7 +41,7 @@ pub struct State {
 }
 
 /// θ, chunk-major with its padding, shared with whoever reads it.
-pub type Theta = Arc<Vec<f32>>;
+pub type Theta = Arc<Pages>;
 
 /// Where the Compressor stands.
 #[derive(Debug, Clone)]
@@ -68,7 +70,7 @@ pub struct Contribution {
     /// Inner steps behind Δ.
     pub inner_steps: u32,
     /// Δ, chunk-major.
-    pub delta: Arc<Vec<f32>>,
+    pub delta: Arc<Pages>,
 }
 
 /// What the actor hears.
@@ -149,7 +151,8 @@ impl Actor for Compressor {
 
     async fn pre_start(&self, me: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
         let name = format!("{}/{}", parts.config.node.name, Leaf::Compressor);
-        let build = move || Desk::load(parts);
+        let threads = Threads::start(&name, parts.cpu_threads())?;
+        let build = move || Desk::load(parts, threads);
         let bench = Workbench::start(name, build, move |why| drop(me.cast(Msg::Died(why))))?;
         Ok(State { bench })
     }
@@ -169,12 +172,13 @@ impl Actor for Compressor {
 /// What lies on the bench: the only place where θ and e are changed.
 struct Desk {
     parts: Arc<Parts>,
+    threads: Threads,
     layout_hash: LayoutHash,
     round: Round,
     theta: Theta,
     digest: Digest,
     prev: ManifestHash,
-    error: Vec<f32>,
+    error: Pages,
     pending: Option<Pending>,
     /// The last round's end, for whoever asks again because its answer was lost.
     last: Option<(Round, Option<ManifestHash>, Stepped)>,
@@ -196,7 +200,7 @@ struct BoundaryHead {
 #[derive(Serialize, Deserialize)]
 struct PendingHead {
     payload: Vec<u8>,
-    undo: Vec<f32>,
+    undo: Undo,
 }
 
 impl Desk {
@@ -204,21 +208,22 @@ impl Desk {
     ///
     /// # Panics
     /// When there is a boundary and it cannot be read: the run is not begun anew for a full table of open files.
-    fn load(parts: Arc<Parts>) -> Self {
+    fn load(parts: Arc<Parts>, threads: Threads) -> Self {
         let layout_hash = parts.layout.hash();
         let latest = parts.store.latest().unwrap_or_else(|error| panic!("{}", chain(&error)));
         let boundary = latest.map(|round| {
             read_boundary(&parts, round).unwrap_or_else(|| panic!("the boundary of round {round} cannot be read"))
         });
         let (head, theta, error) = boundary.unwrap_or_else(|| {
-            let theta = parts.genesis_theta();
+            let theta = Pages::from(&*parts.genesis_theta());
             let prev = Manifest::first_prev(&parts.run_id);
-            let error = vec![0.0; theta.len()];
+            let error = Pages::zeroed(theta.len());
             (BoundaryHead { round: Round(0), digest: digest(&theta), prev }, theta, error)
         });
         let BoundaryHead { round, digest, prev } = head;
+        let theta = Arc::new(theta);
         let mut desk =
-            Self { parts, layout_hash, round, theta: Arc::new(theta), digest, prev, error, pending: None, last: None };
+            Self { parts, threads, layout_hash, round, theta, digest, prev, error, pending: None, last: None };
         desk.load_pending();
         desk
     }
@@ -227,14 +232,13 @@ impl Desk {
     fn load_pending(&mut self) {
         let Ok(section) = self.parts.store.read(self.round, PENDING_SECTION) else { return };
         let Ok((head, mut rest)) = postcard::take_from_bytes::<PendingHead>(&section) else { return };
-        let Some(error) = take_f32s(&mut rest, self.parts.layout.flat_len()) else { return };
+        let Some(error) = take_pages(&mut rest, self.parts.layout.flat_len()) else { return };
         let spec = &self.parts.config.run.sparse;
         let Ok(payload) = Payload::parse(head.payload.into(), &self.parts.layout, spec) else { return };
-        let n_kept = self.parts.layout.n_chunks() * spec.keep_per_chunk;
-        let fits = head.undo.len() == n_kept && payload.header().base == self.digest;
+        let fits = head.undo.fits(&self.parts.layout) && payload.header().base == self.digest;
         if fits && payload.header().round == self.round {
             self.error = error;
-            self.pending = Some(Pending { payload: Arc::new(payload), undo: Undo::from_values(head.undo) });
+            self.pending = Some(Pending { payload: Arc::new(payload), undo: head.undo });
         }
     }
 
@@ -261,8 +265,14 @@ impl Desk {
         let started = Instant::now();
         self.take_back();
         let spec = &self.parts.config.run.sparse;
-        let encoded = sparseloco::encode(&self.parts.layout, spec, &mut self.error, &contribution.delta)
-            .map_err(|error| Refused::Unfit(error.to_string()))?;
+        let layout = &self.parts.layout;
+        let encoded = match encode_on(&self.threads, Simd::best(), layout, spec, &mut self.error, &contribution.delta) {
+            Ok(encoded) => encoded,
+            Err(error) => {
+                self.reload_error();
+                return Err(Refused::Unfit(error.to_string()));
+            }
+        };
         let report = &encoded.report;
         let quantisation_error = (report.energy_lost / report.energy_kept.max(f64::MIN_POSITIVE)).sqrt();
         let header = Header {
@@ -290,7 +300,7 @@ impl Desk {
     /// Written before the seal can go on chain: from then on others may apply the payload.
     fn save_pending(&self) -> Result<(), Refused> {
         let Some(pending) = &self.pending else { return Ok(()) };
-        let head = PendingHead { payload: pending.payload.bytes().to_vec(), undo: pending.undo.values().to_vec() };
+        let head = PendingHead { payload: pending.payload.bytes().to_vec(), undo: pending.undo.clone() };
         let mut section = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
         put_f32s(&mut section, &self.error);
         self.parts.store.write(self.round, PENDING_SECTION, &section).map_err(|error| Refused::Store(chain(&error)))
@@ -316,8 +326,9 @@ impl Desk {
         if let Some(decision) = decision {
             let bodies: Vec<_> = decision.payloads.iter().map(|payload| payload.body()).collect();
             let theta = Arc::make_mut(&mut self.theta);
-            sparseloco::outer_step(&self.parts.layout, &self.parts.config.run.sparse, &bodies, theta);
-            self.digest = digest(theta);
+            let spec = &self.parts.config.run.sparse;
+            let step = OuterStep::new(&self.threads, Simd::best(), &self.parts.layout, spec, &bodies);
+            (_, self.digest) = step.run_and_digest(&self.threads, theta);
             self.prev = decision.manifest;
         }
         self.round = round.next();
@@ -343,6 +354,19 @@ impl Desk {
         self.parts.store.write(round, SECTION, &section).map_err(|error| Refused::Store(chain(&error)))
     }
 
+    /// e of the boundary, after a compression that failed half way through it.
+    ///
+    /// # Panics
+    /// When this round's boundary is not on disk: the state is lost, and the actor starts again from the boundary that is.
+    fn reload_error(&mut self) {
+        self.error = match self.parts.store.latest() {
+            Ok(Some(round)) if round == self.round => read_boundary(&self.parts, round).map(|(_, _, error)| error),
+            Ok(None) if self.round == Round(0) => Some(Pages::zeroed(self.theta.len())),
+            _ => None,
+        }
+        .unwrap_or_else(|| panic!("the error feedback of round {} is not on disk", self.round));
+    }
+
     fn at(&self, round: Round) -> Result<(), Refused> {
         if self.round == round { Ok(()) } else { Err(Refused::OtherRound { held: self.round, asked: round }) }
     }
@@ -356,11 +380,11 @@ impl Desk {
 }
 
 /// θ and e of a boundary, if they are what was written.
-fn read_boundary(parts: &Parts, round: Round) -> Option<(BoundaryHead, Vec<f32>, Vec<f32>)> {
+fn read_boundary(parts: &Parts, round: Round) -> Option<(BoundaryHead, Pages, Pages)> {
     let section = parts.store.read(round, SECTION).ok()?;
     let (head, mut rest) = postcard::take_from_bytes::<BoundaryHead>(&section).ok()?;
-    let theta = take_f32s(&mut rest, parts.layout.flat_len())?;
-    let error = take_f32s(&mut rest, parts.layout.flat_len())?;
+    let theta = take_pages(&mut rest, parts.layout.flat_len())?;
+    let error = take_pages(&mut rest, parts.layout.flat_len())?;
     (head.round == round && digest(&theta) == head.digest).then_some((head, theta, error))
 }
 

@@ -32,6 +32,10 @@ pub mod supervisor;
 
 pub mod workbench;
 
+pub mod pool;
+
+pub mod pages;
+
 pub mod faults;
 
 pub mod store;

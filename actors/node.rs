@@ -122,6 +122,15 @@ impl Parts {
     pub fn genesis_theta(&self) -> Vec<f32> {
         convoke::genesis::theta(&self.config.run.model, self.config.run.seed, &self.layout)
     }
+
+    /// Threads of an actor that computes on the CPU.
+    #[must_use]
+    pub fn cpu_threads(&self) -> usize {
+        match self.config.node.workers {
+            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+            n => n,
+        }
+    }
 }
 
 /// A node that has all it needs of this machine, and no chain yet.

@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 use convoke::terms::{Round, RunId};
 
+use crate::pages::Pages;
+
 const MAGIC: &[u8; 8] = b"CVKSTAT1";
 const HASH_LEN: usize = 32;
 const COMPLETE: &str = "complete";
@@ -236,7 +238,19 @@ pub fn put_f32s(bytes: &mut Vec<u8>, numbers: &[f32]) {
 pub fn take_f32s(bytes: &mut &[u8], count: usize) -> Option<Vec<f32>> {
     let (front, rest) = bytes.split_at_checked(count.checked_mul(4)?)?;
     *bytes = rest;
-    Some(front.chunks_exact(4).map(|word| f32::from_le_bytes([word[0], word[1], word[2], word[3]])).collect())
+    Some(front.as_chunks().0.iter().map(|word| f32::from_le_bytes(*word)).collect())
+}
+
+/// [`take_f32s`], onto huge pages.
+#[must_use]
+pub fn take_pages(bytes: &mut &[u8], count: usize) -> Option<Pages> {
+    let (front, rest) = bytes.split_at_checked(count.checked_mul(4)?)?;
+    *bytes = rest;
+    let mut pages = Pages::zeroed(count);
+    for (number, word) in pages.iter_mut().zip(front.as_chunks().0) {
+        *number = f32::from_le_bytes(*word);
+    }
+    Some(pages)
 }
 
 #[cfg(test)]

@@ -6,18 +6,84 @@
 //! it: it is always zero, and a node whose padding is not would diverge unseen if it were left out. Bytes are
 //! f32 little-endian, so +0 and −0 differ, as they must if "equal" is to mean equal bits.
 
+use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
+
+use crate::pool::Pool;
 use crate::sparseloco::CHUNK_LEN;
 use crate::terms::{BlockHash, Digest, Hotkey};
 
-/// Values turned into bytes at a time: enough for BLAKE3's widest vectors, small enough for the first cache.
-const PIECE_LEN: usize = CHUNK_LEN;
+/// Values of a part, but for the last one: a power of two of BLAKE3's chunks, and of ours.
+pub const PART_LEN: usize = 32 * CHUNK_LEN;
+
+const CONTEXT: &str = "convoke 2026-11 theta digest v1";
 
 /// BLAKE3 over θ, chunk-major, padding included. The same on every honest node after every round.
 #[must_use]
 pub fn digest(theta: &[f32]) -> Digest {
-    let mut hasher = blake3::Hasher::new_derive_key("convoke 2026-11 theta digest v1");
+    let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
     update(&mut hasher, theta);
     Digest(*hasher.finalize().as_bytes())
+}
+
+/// [`digest`] by a pool's threads: a job for each part.
+#[must_use]
+pub fn digest_with(pool: &impl Pool, theta: &[f32]) -> Digest {
+    let mut parts = vec![Part::default(); theta.len().div_ceil(PART_LEN)];
+    let jobs = theta.chunks(PART_LEN).zip(&mut parts).enumerate();
+    pool.for_each(jobs, |(part_idx, (values, part))| *part = Part::of(part_idx, values));
+    join(&parts, theta)
+}
+
+/// What one part of θ contributes to the digest: a node of BLAKE3's tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Part(ChainingValue);
+
+impl Part {
+    /// Of the values `part_idx · PART_LEN..`, all of them unless θ ends before.
+    ///
+    /// # Panics
+    /// If there are no values, or more than [`PART_LEN`].
+    #[must_use]
+    pub fn of(part_idx: usize, values: &[f32]) -> Self {
+        assert!((1..=PART_LEN).contains(&values.len()), "{} values in a part", values.len());
+        let mut hasher = blake3::Hasher::new_from_context_key(&hazmat::hash_derive_key_context(CONTEXT));
+        hasher.set_input_offset((part_idx * PART_LEN * size_of::<f32>()) as u64);
+        update(&mut hasher, values);
+        Self(hasher.finalize_non_root())
+    }
+}
+
+/// The digest of a θ whose every part is at hand, ascending.
+///
+/// # Panics
+/// If there are not as many parts as `theta` has.
+#[must_use]
+pub fn join(parts: &[Part], theta: &[f32]) -> Digest {
+    assert_eq!(parts.len(), theta.len().div_ceil(PART_LEN), "parts of θ");
+    if parts.len() < 2 {
+        // The only node of a tree is its root, which is made in another way than any other node.
+        return digest(theta);
+    }
+    let key = hazmat::hash_derive_key_context(CONTEXT);
+    let mode = Mode::DeriveKeyMaterial(&key);
+    let (left, right) = halves(parts);
+    let root = hazmat::merge_subtrees_root(&node(left, mode), &node(right, mode), mode);
+    Digest(*root.as_bytes())
+}
+
+fn node(parts: &[Part], mode: Mode<'_>) -> ChainingValue {
+    match parts {
+        [part] => part.0,
+        _ => {
+            let (left, right) = halves(parts);
+            hazmat::merge_subtrees_non_root(&node(left, mode), &node(right, mode), mode)
+        }
+    }
+}
+
+/// The left half of a tree is as large a power of two as leaves something for the right one.
+fn halves(parts: &[Part]) -> (&[Part], &[Part]) {
+    parts.split_at(parts.len().div_ceil(2).next_power_of_two())
 }
 
 /// A keyed digest over `n_chunks` chunks of θ, both the key and the choice of chunks drawn from (block hash, hotkey).
@@ -48,12 +114,12 @@ pub fn holding_proof(theta: &[f32], seed_block: &BlockHash, hotkey: &Hotkey, n_c
 }
 
 fn update(hasher: &mut blake3::Hasher, values: &[f32]) {
-    let mut bytes = [0; 4 * PIECE_LEN];
-    for piece in values.chunks(PIECE_LEN) {
-        for (bytes, value) in bytes.as_chunks_mut().0.iter_mut().zip(piece) {
-            *bytes = value.to_le_bytes();
-        }
-        hasher.update(&bytes[..4 * piece.len()]);
+    if cfg!(target_endian = "little") {
+        hasher.update(bytemuck::cast_slice(values));
+        return;
+    }
+    for value in values {
+        hasher.update(&value.to_le_bytes());
     }
 }
 

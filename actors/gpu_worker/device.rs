@@ -22,6 +22,7 @@ use crate::gauntlet::Evaluation;
 use crate::journal::StepReport;
 use crate::leaf::Leaf;
 use crate::node::Parts;
+use crate::pages::Pages;
 use crate::store::{put_f32s, take_f32s};
 
 /// The section that holds the averages behind a payload made since the boundary.
@@ -114,12 +115,8 @@ impl Desk {
     /// When the device has gone since the node was set up: the supervisor's business.
     pub fn new(parts: Arc<Parts>) -> Self {
         let device = find(&parts.config.node.device).unwrap_or_else(|error| panic!("{error}"));
-        let n_threads = match parts.config.node.workers {
-            0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
-            n => n,
-        };
         // Only on the CPU do several replicas share a device.
-        let n_threads = if parts.config.node.device == "cpu" { n_threads } else { 1 };
+        let n_threads = if parts.config.node.device == "cpu" { parts.cpu_threads() } else { 1 };
         let replicas = Threaded::new(n_threads);
         let heldout = parts.dataset.heldout(parts.config.run.data.heldout_sequences);
         let heldout = heldout.chunks(EVAL_BATCH).map(batch).collect();
@@ -319,8 +316,8 @@ fn tensor(parts: &Parts, theta: &[f32], idx: usize) -> Vec<f32> {
 }
 
 /// Δ = θ_start − θ_end, chunk-major.
-fn delta(parts: &Parts, held: &Held) -> Vec<f32> {
-    let mut delta = vec![0.0; parts.layout.flat_len()];
+fn delta(parts: &Parts, held: &Held) -> Pages {
+    let mut delta = Pages::zeroed(parts.layout.flat_len());
     held.model.export(|idx, values| parts.layout.gather(idx, values, &mut delta));
     for (end, start) in delta.iter_mut().zip(held.theta.iter()) {
         *end = start - *end;

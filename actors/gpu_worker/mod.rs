@@ -22,6 +22,7 @@ use crate::compressor::Theta;
 use crate::gauntlet::Evaluation;
 use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
+use crate::pages::Pages;
 use crate::workbench::Workbench;
 use device::Desk;
 pub use device::{DeviceError, find};
@@ -106,7 +107,7 @@ pub struct Trained {
     /// Seconds they took.
     pub seconds: f64,
     /// Δ = θ_start − θ_end, chunk-major.
-    pub delta: Arc<Vec<f32>>,
+    pub delta: Arc<Pages>,
 }
 
 impl Actor for GpuWorker {

@@ -9,7 +9,9 @@ use crate::run_spec::SparseSpec;
 
 use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
 use super::levels::{Levels, MalformedLevels};
+use super::read::Reader;
 use super::record::{Format, MalformedRecord, Record};
+use super::simd::Simd;
 
 /// A contribution that owns its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,13 +69,40 @@ impl<'a> BodyRef<'a> {
     /// # Panics
     /// If the slices are not of the lengths that [`lens`](Self::lens) gives.
     pub fn check(layout: &Layout, format: Format, levels: &'a [u8], records: &'a [u8]) -> Result<Self, MalformedBody> {
+        Self::check_with(Simd::best(), layout, format, levels, records)
+    }
+
+    /// [`check`](Self::check) by the given instructions.
+    ///
+    /// # Errors
+    /// As `check`.
+    ///
+    /// # Panics
+    /// As `check`, and if the CPU does not have these instructions.
+    pub fn check_with(
+        simd: Simd,
+        layout: &Layout,
+        format: Format,
+        levels: &'a [u8],
+        records: &'a [u8],
+    ) -> Result<Self, MalformedBody> {
         assert_eq!((levels.len(), records.len()), Self::lens(layout, format), "bytes of levels and records");
         let body = Self { format, levels, records };
+        let mut reader = Reader::new(format);
         for tensor_idx in 0..layout.tensors().len() {
             body.levels(tensor_idx).check(tensor_idx)?;
-            for chunk_idx in layout.chunks_of(tensor_idx) {
-                body.record(chunk_idx).check(chunk_idx, layout.valid(tensor_idx, chunk_idx))?;
-            }
+            simd.plain(
+                #[inline(always)]
+                || {
+                    for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
+                        let record = body.record(chunk_idx);
+                        if !reader.accepts(record, valid) {
+                            record.check(chunk_idx, valid)?;
+                        }
+                    }
+                    Ok::<_, MalformedRecord>(())
+                },
+            )?;
         }
         Ok(body)
     }
@@ -117,25 +146,41 @@ impl<'a> BodyRef<'a> {
     }
 }
 
-/// Calls `f(position in the flat form, Δ̂)` for every kept value, ascending.
+/// Calls `f(position in the flat form, Δ̂)` for every kept value, ascending; `f` must be `#[inline(always)]`.
 fn for_each_value(layout: &Layout, body: BodyRef<'_>, mut f: impl FnMut(usize, f32)) {
-    for tensor_idx in 0..layout.tensors().len() {
-        let levels = body.levels(tensor_idx);
-        for chunk_idx in layout.chunks_of(tensor_idx) {
-            let record = body.record(chunk_idx);
-            let values = levels.values(record.scale());
-            record.for_each(body.format.kept_of(layout.valid(tensor_idx, chunk_idx)), |position, code| {
-                f(chunk_idx * CHUNK_LEN + position, values[usize::from(code)]);
-            });
-        }
-    }
+    let mut reader = Reader::new(body.format);
+    Simd::best().plain(
+        #[inline(always)]
+        || {
+            for tensor_idx in 0..layout.tensors().len() {
+                let levels = body.levels(tensor_idx);
+                for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
+                    let record = body.record(chunk_idx);
+                    let values = levels.values(record.scale());
+                    let n_kept = body.format.kept_of(valid);
+                    reader.for_each(
+                        record,
+                        n_kept,
+                        values,
+                        #[inline(always)]
+                        |position, value| f(chunk_idx * CHUNK_LEN + position, value),
+                    );
+                }
+            }
+        },
+    );
 }
 
 /// Δ̂ in full, chunk-major: for tests and comparisons, never on the way to θ.
 #[must_use]
 pub fn decode(layout: &Layout, body: BodyRef<'_>) -> Vec<f32> {
     let mut dense = vec![0.0; layout.flat_len()];
-    for_each_value(layout, body, |at, value| dense[at] = value);
+    for_each_value(
+        layout,
+        body,
+        #[inline(always)]
+        |at, value| dense[at] = value,
+    );
     dense
 }
 
@@ -146,22 +191,38 @@ pub fn decode(layout: &Layout, body: BodyRef<'_>) -> Vec<f32> {
 pub fn apply_one(layout: &Layout, spec: &SparseSpec, body: BodyRef<'_>, step: f32, theta: &mut [f32]) {
     assert_eq!(body.format, Format::of(spec), "the contribution's format");
     assert_eq!(theta.len(), layout.flat_len(), "the flat form's length");
-    for_each_value(layout, body, |at, value| theta[at] -= step * value);
+    for_each_value(
+        layout,
+        body,
+        #[inline(always)]
+        |at, value| theta[at] -= step * value,
+    );
 }
 
 /// ‖Δ̂‖₂ of each tensor. Each chunk adds (how many) · (value)² per code, in f64, chunks ascending: one order, one result.
 #[must_use]
 pub fn norms(layout: &Layout, body: BodyRef<'_>) -> Vec<f64> {
+    norms_with(Simd::best(), layout, body)
+}
+
+/// [`norms`] by the given instructions.
+pub(super) fn norms_with(simd: Simd, layout: &Layout, body: BodyRef<'_>) -> Vec<f64> {
+    let reader = Reader::new(body.format);
     let squares = |tensor_idx: usize| {
         let levels = body.levels(tensor_idx);
         let mut sum = 0.0;
-        for chunk_idx in layout.chunks_of(tensor_idx) {
-            let record = body.record(chunk_idx);
-            let counts = record.code_counts(body.format.kept_of(layout.valid(tensor_idx, chunk_idx)));
-            for (count, value) in counts.into_iter().zip(levels.values(record.scale())) {
-                sum += f64::from(count) * (f64::from(value) * f64::from(value));
-            }
-        }
+        simd.plain(
+            #[inline(always)]
+            || {
+                for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
+                    let record = body.record(chunk_idx);
+                    let counts = reader.code_counts(record, body.format.kept_of(valid));
+                    for (count, value) in counts.into_iter().zip(levels.values(record.scale())) {
+                        sum += f64::from(count) * (f64::from(value) * f64::from(value));
+                    }
+                }
+            },
+        );
         sum
     };
     (0..layout.tensors().len()).map(|tensor_idx| squares(tensor_idx).sqrt()).collect()
@@ -180,27 +241,39 @@ pub fn norm(layout: &Layout, body: BodyRef<'_>) -> f64 {
 #[must_use]
 pub fn overlap(layout: &Layout, a: BodyRef<'_>, b: BodyRef<'_>) -> f64 {
     let (mut common, mut kept) = (0_u64, [0_u64; 2]);
-    for tensor_idx in 0..layout.tensors().len() {
-        for chunk_idx in layout.chunks_of(tensor_idx) {
-            let valid = layout.valid(tensor_idx, chunk_idx);
-            let rows = [a, b].map(|body| kept_rows(body.record(chunk_idx), body.format.kept_of(valid)));
-            for (row_a, row_b) in rows[0].iter().zip(&rows[1]) {
-                common += u64::from((row_a & row_b).count_ones());
+    let mut readers = [a, b].map(|body| Reader::new(body.format));
+    let mut maps = [[0_u64; BLOCK_EDGE]; 2];
+    Simd::best().plain(
+        #[inline(always)]
+        || {
+            for tensor_idx in 0..layout.tensors().len() {
+                for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
+                    for (i, body) in [a, b].into_iter().enumerate() {
+                        let record = body.record(chunk_idx);
+                        let n_kept = if record.scale() == 0 { 0 } else { body.format.kept_of(valid) };
+                        kept[i] += n_kept as u64;
+                        mark_rows(&mut readers[i], record, n_kept, &mut maps[i]);
+                    }
+                    for (row_a, row_b) in maps[0].iter().zip(&maps[1]) {
+                        common += u64::from((row_a & row_b).count_ones());
+                    }
+                }
             }
-            for (kept, rows) in kept.iter_mut().zip(&rows) {
-                *kept += rows.iter().map(|row| u64::from(row.count_ones())).sum::<u64>();
-            }
-        }
-    }
+        },
+    );
     let smaller = kept[0].min(kept[1]);
     if smaller == 0 { 0.0 } else { common as f64 / smaller as f64 }
 }
 
 /// The kept positions as one bitmap a row.
-fn kept_rows(record: Record<'_>, n_kept: usize) -> [u64; BLOCK_EDGE] {
-    let mut rows = [0; BLOCK_EDGE];
-    if record.scale() != 0 {
-        record.for_each(n_kept, |position, _| rows[position / BLOCK_EDGE] |= 1 << (position % BLOCK_EDGE));
-    }
-    rows
+#[inline(always)]
+fn mark_rows(reader: &mut Reader, record: Record<'_>, n_kept: usize, rows: &mut [u64; BLOCK_EDGE]) {
+    rows.fill(0);
+    reader.for_each(
+        record,
+        n_kept,
+        [(); 4],
+        #[inline(always)]
+        |position, ()| rows[position / BLOCK_EDGE % BLOCK_EDGE] |= 1 << (position % BLOCK_EDGE),
+    );
 }

@@ -219,6 +219,14 @@ impl Layout {
         }
     }
 
+    /// A tensor's chunks, ascending, each with its positions that hold parameters.
+    pub(super) fn chunks_with_valid(&self, tensor_idx: usize) -> impl Iterator<Item = (usize, Valid)> {
+        let chunks = self.chunks_of(tensor_idx);
+        // Most tensors have no padding, and a division for every chunk would be felt where a chunk costs so little.
+        let is_whole = self.tensors[tensor_idx].shape.iter().product::<usize>() == chunks.len() * CHUNK_LEN;
+        chunks.map(move |chunk_idx| (chunk_idx, if is_whole { Valid::FULL } else { self.valid(tensor_idx, chunk_idx) }))
+    }
+
     /// Copies a tensor from row-major order into its place in `flat`, and zeroes its padding.
     ///
     /// # Panics

@@ -24,6 +24,7 @@ mod encode;
 mod layout;
 mod levels;
 mod outer_step;
+mod read;
 mod record;
 mod scale;
 mod select;

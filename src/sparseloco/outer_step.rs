@@ -14,12 +14,18 @@
 //! Memory is one accumulator of 16 KB and a borrowed view of each contribution, whatever R.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::digest::{PART_LEN, Part, join};
+use crate::pool::{Inline, Pool};
 use crate::run_spec::{Aggregation, SparseSpec};
+use crate::terms::Digest;
 
-use super::body::{BodyRef, norms};
-use super::layout::{CHUNK_LEN, Layout};
+use super::body::{BodyRef, norms_with};
+use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
+use super::read::Reader;
 use super::record::Format;
+use super::simd::{Kernel, Lanes, Simd};
 
 /// The most contributions of an outer step: what the count's bits hold.
 pub const CONTRIBUTIONS_MAX: usize = (1 << COUNT_BITS) - 1;
@@ -53,7 +59,9 @@ pub struct ContributionReport {
 /// An outer step whose limits are known: ranges of chunks can be applied, in any order, by any number of threads.
 #[derive(Debug, Clone)]
 pub struct OuterStep<'a> {
+    simd: Simd,
     layout: &'a Layout,
+    format: Format,
     contributions: &'a [BodyRef<'a>],
     /// R factors for each tensor.
     limits: Vec<f32>,
@@ -65,18 +73,25 @@ pub struct OuterStep<'a> {
 }
 
 impl<'a> OuterStep<'a> {
-    /// Computes the limits: a pass over scales and magnitude bits, not over positions.
+    /// Computes the limits: a pass over scales and codes, not over positions; a job for each contribution.
     ///
     /// # Panics
     /// If there are more than [`CONTRIBUTIONS_MAX`] contributions (no valid manifest has so many), or one is not in the run's
-    /// format.
+    /// format; or if the CPU does not have these instructions.
     #[must_use]
-    pub fn new(layout: &'a Layout, spec: &SparseSpec, contributions: &'a [BodyRef<'a>]) -> Self {
+    pub fn new(
+        pool: &impl Pool,
+        simd: Simd,
+        layout: &'a Layout,
+        spec: &SparseSpec,
+        contributions: &'a [BodyRef<'a>],
+    ) -> Self {
         let n_contributions = contributions.len();
         assert!(n_contributions <= CONTRIBUTIONS_MAX, "{n_contributions} contributions");
         let format = Format::of(spec);
         assert!(contributions.iter().all(|body| body.format() == format), "the contributions' format");
-        let norms: Vec<Vec<f64>> = contributions.iter().map(|body| norms(layout, *body)).collect();
+        let mut norms = vec![Vec::new(); n_contributions];
+        pool.for_each(contributions.iter().zip(&mut norms), |(body, norms)| *norms = norms_with(simd, layout, *body));
         let limits = limits(layout.tensors().len(), &norms);
         let report = |(i, norms): (usize, &Vec<f64>)| {
             let own = || limits.iter().skip(i).step_by(n_contributions);
@@ -97,7 +112,7 @@ impl<'a> OuterStep<'a> {
         }
         // R · 2^grid_bits < 2^26, the magnitude beside the count and the sign.
         let grid_bits = 25 - n_contributions.max(1).ilog2() as i32;
-        Self { layout, contributions, limits, reports, weights, grid_bits }
+        Self { simd, layout, format, contributions, limits, reports, weights, grid_bits }
     }
 
     /// Applies a range of chunks; `theta` is those chunks only. Returns how many coordinates were sent in them.
@@ -109,18 +124,46 @@ impl<'a> OuterStep<'a> {
         if self.contributions.is_empty() || chunks.is_empty() {
             return 0;
         }
-        let mut sums = [0; CHUNK_LEN];
-        let mut coordinates = 0;
-        let mut tensor_idx = self.layout.tensor_of(chunks.start);
-        for (chunk_idx, theta) in chunks.zip(theta.as_chunks_mut::<CHUNK_LEN>().0) {
-            while chunk_idx >= self.layout.chunks_of(tensor_idx).end {
-                tensor_idx += 1;
-            }
-            if let Some(exponent) = self.accumulate(tensor_idx, chunk_idx, &mut sums) {
-                coordinates += self.update(exponent, &mut sums, theta);
-            }
-        }
-        coordinates
+        self.simd.dispatch(Apply { step: self, chunks, theta })
+    }
+
+    /// Applies all chunks: a job for each part of θ. Returns how many coordinates were sent.
+    ///
+    /// # Panics
+    /// If `theta` is not the layout's flat form.
+    pub fn run(&self, pool: &impl Pool, theta: &mut [f32]) -> u64 {
+        let mut parts = vec![(); theta.len().div_ceil(PART_LEN)];
+        self.run_and(pool, theta, &mut parts, |_, _| ())
+    }
+
+    /// [`run`](Self::run), and the digest of the θ that it makes: each part is hashed while it is still in cache.
+    ///
+    /// # Panics
+    /// If `theta` is not the layout's flat form.
+    pub fn run_and_digest(&self, pool: &impl Pool, theta: &mut [f32]) -> (u64, Digest) {
+        let mut parts = vec![Part::default(); theta.len().div_ceil(PART_LEN)];
+        let coordinates = self.run_and(pool, theta, &mut parts, Part::of);
+        (coordinates, join(&parts, theta))
+    }
+
+    /// Applies all chunks, and makes something of each part after its step.
+    fn run_and<T: Send>(
+        &self,
+        pool: &impl Pool,
+        theta: &mut [f32],
+        made: &mut [T],
+        make: impl Fn(usize, &[f32]) -> T + Sync,
+    ) -> u64 {
+        assert_eq!(theta.len(), self.layout.flat_len(), "the flat form's length");
+        let coordinates = AtomicU64::new(0);
+        let jobs = theta.chunks_mut(PART_LEN).zip(made).enumerate();
+        pool.for_each(jobs, |(part_idx, (theta, made))| {
+            let first = part_idx * (PART_LEN / CHUNK_LEN);
+            let sent = self.apply(first..first + theta.len() / CHUNK_LEN, theta);
+            coordinates.fetch_add(sent, Ordering::Relaxed);
+            *made = make(part_idx, theta);
+        });
+        coordinates.into_inner()
     }
 
     /// The report, given how many coordinates were sent in all chunks.
@@ -128,58 +171,141 @@ impl<'a> OuterStep<'a> {
     pub fn report(&self, coordinates: u64) -> OuterStepReport {
         OuterStepReport { contributions: self.reports.clone(), coordinates }
     }
+}
 
-    /// Adds all contributions' integers and counts to `sums`, which is zero. Returns the exponent of the grid's unit, or
-    /// nothing if there is nothing to add.
-    fn accumulate(&self, tensor_idx: usize, chunk_idx: usize, sums: &mut [i32; CHUNK_LEN]) -> Option<i32> {
-        let n_contributions = self.contributions.len();
-        let valid = self.layout.valid(tensor_idx, chunk_idx);
-        let limits = &self.limits[tensor_idx * n_contributions..(tensor_idx + 1) * n_contributions];
-        let mut tables = [[0.0_f32; 4]; CONTRIBUTIONS_MAX];
-        let mut peak = 0.0_f32;
-        for ((body, limit), table) in self.contributions.iter().zip(limits).zip(&mut tables) {
-            let record = body.record(chunk_idx);
-            let values = body.levels(tensor_idx).values(record.scale());
-            let counts = record.code_counts(body.format().kept_of(valid));
-            for ((slot, value), count) in table.iter_mut().zip(values).zip(counts) {
-                if count > 0 {
-                    *slot = value * limit;
-                    peak = peak.max(slot.abs());
-                }
+/// [`OuterStep::apply`] for an instruction set.
+struct Apply<'a> {
+    step: &'a OuterStep<'a>,
+    chunks: Range<usize>,
+    theta: &'a mut [f32],
+}
+
+impl Kernel for Apply<'_> {
+    type Output = u64;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) -> u64 {
+        let Self { step, chunks, theta } = self;
+        let layout = step.layout;
+        let mut merge = Merge { lanes, step, reader: Reader::new(step.format), sums: [0; CHUNK_LEN] };
+        let mut tensor_idx = layout.tensor_of(chunks.start);
+        let mut coordinates = 0;
+        for (chunk_idx, theta) in chunks.zip(theta.as_chunks_mut::<CHUNK_LEN>().0) {
+            while chunk_idx >= layout.chunks_of(tensor_idx).end {
+                tensor_idx += 1;
+            }
+            let n_kept = step.format.kept_of(layout.valid(tensor_idx, chunk_idx));
+            if let Some(exponent) = merge.accumulate(tensor_idx, chunk_idx, n_kept, theta) {
+                coordinates += merge.update(exponent, theta);
             }
         }
+        coordinates
+    }
+}
+
+/// One thread's accumulator, and what reads records into it.
+struct Merge<'a, L> {
+    lanes: L,
+    step: &'a OuterStep<'a>,
+    reader: Reader,
+    /// Zero between chunks.
+    sums: [i32; CHUNK_LEN],
+}
+
+impl<L: Lanes> Merge<'_, L> {
+    /// Adds all contributions' integers and counts to the sums. Returns the exponent of the grid's unit, or nothing if there is
+    /// nothing to add.
+    #[inline(always)]
+    fn accumulate(
+        &mut self,
+        tensor_idx: usize,
+        chunk_idx: usize,
+        n_kept: usize,
+        theta: &[f32; CHUNK_LEN],
+    ) -> Option<i32> {
+        let contributions = self.step.contributions;
+        let mut tables = [[0.0; 4]; CONTRIBUTIONS_MAX];
+        let peak = self.decode_tables(tensor_idx, chunk_idx, n_kept, &mut tables);
         let peak_exponent = (peak.to_bits() >> 23) as i32 - 127;
         if peak_exponent < PEAK_EXPONENT_MIN {
             return None;
         }
         // The peak is below 2^(peak_exponent + 1), which the grid maps to 2^grid_bits.
-        let exponent = peak_exponent + 1 - self.grid_bits;
+        let exponent = peak_exponent + 1 - self.step.grid_bits;
         let per_unit = power_of_two(-exponent);
-        for (body, table) in self.contributions.iter().zip(tables) {
+        let (rows, sums) = (theta.as_chunks().0, &mut self.sums);
+        let rows_each = BLOCK_EDGE.div_ceil(contributions.len());
+        for (i, (body, table)) in contributions.iter().zip(tables).enumerate() {
+            // θ arrives while the records are read.
+            for row in rows.iter().skip(i * rows_each).take(rows_each) {
+                self.lanes.prefetch(row);
+            }
             let record = body.record(chunk_idx);
             if record.scale() == 0 {
                 continue;
             }
-            let terms = table.map(|value| ((value * per_unit).round_ties_even() as i32) * (1 << COUNT_BITS) + 1);
-            record.for_each(body.format().kept_of(valid), |position, code| sums[position] += terms[usize::from(code)]);
+            let terms = table.map(|value| round(value * per_unit) * (1 << COUNT_BITS) + 1);
+            self.reader.for_each(
+                record,
+                n_kept,
+                terms,
+                #[inline(always)]
+                |position, term| sums[position % CHUNK_LEN] += term,
+            );
         }
         Some(exponent)
     }
 
-    /// θ ← θ − (α / divisor) · sum wherever somebody sent; zeroes `sums` for the next chunk.
-    fn update(&self, exponent: i32, sums: &mut [i32; CHUNK_LEN], theta: &mut [f32; CHUNK_LEN]) -> u64 {
-        let unit = power_of_two(exponent);
-        let factors = self.weights.map(|weight| weight * unit);
-        let mut coordinates = 0;
-        for (theta, sum) in theta.iter_mut().zip(sums.iter_mut()) {
-            // Two's complement: the low bits are the count and the rest is the sum, of either sign.
-            let count = *sum & CONTRIBUTIONS_MAX as i32;
-            *theta -= (*sum >> COUNT_BITS) as f32 * factors[count as usize];
-            coordinates += u64::from(count != 0);
-            *sum = 0;
+    /// What each contribution's codes stand for after the limit, those that occur; and the largest magnitude among them.
+    #[inline(always)]
+    fn decode_tables(
+        &self,
+        tensor_idx: usize,
+        chunk_idx: usize,
+        n_kept: usize,
+        tables: &mut [[f32; 4]; CONTRIBUTIONS_MAX],
+    ) -> f32 {
+        let contributions = self.step.contributions;
+        let limits = &self.step.limits[tensor_idx * contributions.len()..(tensor_idx + 1) * contributions.len()];
+        let mut peak = 0.0_f32;
+        for ((body, limit), table) in contributions.iter().zip(limits).zip(tables) {
+            let record = body.record(chunk_idx);
+            let values = body.levels(tensor_idx).values(record.scale());
+            let counts = self.reader.code_counts(record, n_kept);
+            for ((slot, value), count) in table.iter_mut().zip(values).zip(counts) {
+                *slot = if count > 0 { value * limit } else { 0.0 };
+                peak = if slot.abs() > peak { slot.abs() } else { peak };
+            }
         }
-        coordinates
+        peak
     }
+
+    /// θ ← θ − (α / divisor) · sum wherever somebody sent; zeroes the sums for the next chunk.
+    #[inline(always)]
+    fn update(&mut self, exponent: i32, theta: &mut [f32; CHUNK_LEN]) -> u64 {
+        let unit = power_of_two(exponent);
+        let mut factors = self.step.weights;
+        factors.iter_mut().for_each(|weight| *weight *= unit);
+        let mut sent = [0_u32; 16];
+        let sums = self.sums.as_chunks_mut::<16>().0;
+        for (theta, sums) in theta.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
+            // Two's complement: the low bits are the count and the rest is the sum, of either sign.
+            let factors = self.lanes.look_up(&factors, sums);
+            for (((theta, sum), factor), sent) in theta.iter_mut().zip(sums).zip(factors).zip(&mut sent) {
+                *theta -= (*sum >> COUNT_BITS) as f32 * factor;
+                *sent += u32::from(*sum & CONTRIBUTIONS_MAX as i32 != 0);
+                *sum = 0;
+            }
+        }
+        sent.iter().map(|sent| u64::from(*sent)).sum()
+    }
+}
+
+/// The nearest integer, halves to even, of a magnitude below 2^31: adding 1.5 · 2^52 leaves an f64 no bits for a fraction.
+#[inline(always)]
+fn round(value: f32) -> i32 {
+    const NO_FRACTION: f64 = 6_755_399_441_055_744.0;
+    (f64::from(value) + NO_FRACTION).to_bits() as i32
 }
 
 /// Applies `contributions` (in the manifest's order, which the result does not depend on) to `theta`, chunk-major.
@@ -192,8 +318,8 @@ pub fn outer_step(
     contributions: &[BodyRef<'_>],
     theta: &mut [f32],
 ) -> OuterStepReport {
-    let step = OuterStep::new(layout, spec, contributions);
-    let coordinates = step.apply(0..layout.n_chunks(), theta);
+    let step = OuterStep::new(&Inline, Simd::best(), layout, spec, contributions);
+    let coordinates = step.run(&Inline, theta);
     step.report(coordinates)
 }
 

@@ -236,8 +236,7 @@ impl<'a> Record<'a> {
     /// Whether a peer may have sent this record for a chunk of such parameters.
     pub(super) fn check(self, chunk_idx: usize, valid: Valid) -> Result<(), MalformedRecord> {
         let want = self.format.kept_of(valid);
-        let row_counts = &self.bytes[..self.format.row_counts_len()];
-        let got = row_counts.iter().map(|byte| byte.count_ones() as usize).sum();
+        let got = self.ones();
         if got != want {
             return Err(MalformedRecord::KeptCount { chunk_idx, got, want });
         }
@@ -264,7 +263,16 @@ impl<'a> Record<'a> {
         fault.map_or(Ok(()), Err)
     }
 
-    fn check_spare_bits(self, chunk_idx: usize, n_kept: usize) -> Result<(), MalformedRecord> {
+    /// Ones in the row counts.
+    #[inline(always)]
+    pub(super) fn ones(self) -> usize {
+        let (words, rest) = self.bytes[..self.format.row_counts_len()].as_chunks();
+        let whole: u32 = words.iter().map(|word| u64::from_le_bytes(*word).count_ones()).sum();
+        (whole + little_endian(rest).count_ones()) as usize
+    }
+
+    #[inline(always)]
+    pub(super) fn check_spare_bits(self, chunk_idx: usize, n_kept: usize) -> Result<(), MalformedRecord> {
         let (rows, codes) = (self.format.row_counts_len(), self.format.codes_at());
         let check = |part: Part, bytes: &[u8], used: usize| {
             if Bits(bytes).is_zero_from(used) { Ok(()) } else { Err(MalformedRecord::SpareBits { chunk_idx, part }) }
@@ -302,7 +310,8 @@ impl Bits<'_> {
 }
 
 /// Up to eight bytes as a number; missing ones are zero.
-fn little_endian(bytes: &[u8]) -> u64 {
+#[inline(always)]
+pub(super) fn little_endian(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
     word[..bytes.len()].copy_from_slice(bytes);
     u64::from_le_bytes(word)

@@ -4,7 +4,7 @@
 //! [`Lanes`] holds the few steps that it does not find by itself. The bits agree because additions and multiplications of
 //! floats are never fused or reordered, and all else is integers. The safe intrinsics are `pulp`'s: nothing here is `unsafe`.
 
-use super::layout::{BLOCK_EDGE, CHUNK_LEN};
+use super::layout::BLOCK_EDGE;
 
 #[cfg(target_arch = "x86_64")]
 use pulp::x86::{V3, V4};
@@ -38,6 +38,8 @@ pub(crate) trait Lanes: Copy {
     fn at_least(self, row: &[f32; BLOCK_EDGE], bound: u32) -> u64;
     /// Bit i: the sign of row\[i\].
     fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64;
+    /// The table's entries at these indices, of which the low five bits count.
+    fn look_up(self, table: &[f32; 32], indices: &[i32; 16]) -> [f32; 16];
     /// Asks for a row's cache lines, which will be read soon.
     fn prefetch(self, row: &[f32; BLOCK_EDGE]);
 }
@@ -106,6 +108,27 @@ impl Simd {
     }
 }
 
+impl Simd {
+    /// Runs `work`, which is plain loops, compiled for this instruction set; it must be `#[inline(always)]`, and so must what it
+    /// calls.
+    #[inline(always)]
+    pub(crate) fn plain<T>(self, work: impl FnOnce() -> T) -> T {
+        self.dispatch(Plain(work))
+    }
+}
+
+/// Work that needs no lanes.
+struct Plain<F>(F);
+
+impl<T, F: FnOnce() -> T> Kernel for Plain<F> {
+    type Output = T;
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, _: L) -> T {
+        (self.0)()
+    }
+}
+
 /// No more than the target's base.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Portable;
@@ -148,6 +171,15 @@ impl Lanes for Portable {
     #[inline(always)]
     fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64 {
         bitmap(row, f32::is_sign_negative)
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 32], indices: &[i32; 16]) -> [f32; 16] {
+        let mut entries = [0.0; 16];
+        for (entry, i) in entries.iter_mut().zip(indices) {
+            *entry = table[(*i & 31) as usize];
+        }
+        entries
     }
 
     #[inline(always)]
@@ -228,6 +260,24 @@ impl Lanes for V3 {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[f32; 32], indices: &[i32; 16]) -> [f32; 16] {
+        let [a, b, c, d]: [[f32; 8]; 4] = pulp::cast(*table);
+        pulp::cast(pulp::cast::<_, [[i32; 8]; 2]>(*indices).map(
+            #[inline(always)]
+            |i| {
+                let i = pulp::cast(i);
+                let of = |part: [f32; 8]| self.avx2._mm256_permutevar8x32_ps(pulp::cast(part), i);
+                // A blend looks at the sign bit: bits 3 and 4 of the index are carried there.
+                let (bit_3, bit_4) = (self.avx2._mm256_slli_epi32::<28>(i), self.avx2._mm256_slli_epi32::<27>(i));
+                let blend = |x, y, bit| self.avx._mm256_blendv_ps(x, y, pulp::cast(bit));
+                let low = blend(of(a), of(b), bit_3);
+                let high = blend(of(c), of(d), bit_3);
+                pulp::cast::<_, [f32; 8]>(blend(low, high, bit_4))
+            },
+        ))
+    }
+
+    #[inline(always)]
     fn prefetch(self, row: &[f32; BLOCK_EDGE]) {
         prefetch(self, row);
     }
@@ -280,6 +330,12 @@ impl Lanes for V4 {
     }
 
     #[inline(always)]
+    fn look_up(self, table: &[f32; 32], indices: &[i32; 16]) -> [f32; 16] {
+        let [a, b]: [[f32; 16]; 2] = pulp::cast(*table);
+        pulp::cast(self.avx512f._mm512_permutex2var_ps(pulp::cast(a), pulp::cast(*indices), pulp::cast(b)))
+    }
+
+    #[inline(always)]
     fn prefetch(self, row: &[f32; BLOCK_EDGE]) {
         prefetch(*self, row);
     }
@@ -296,6 +352,7 @@ fn prefetch(lanes: V3, row: &[f32; BLOCK_EDGE]) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::layout::CHUNK_LEN;
     use super::*;
 
     struct Compare<'a>(&'a [f32; CHUNK_LEN], u32);

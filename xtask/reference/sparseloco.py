@@ -5,7 +5,7 @@ and Python integers: no bit tricks, no streaming, a full sort for the selection.
 
     python xtask/reference/sparseloco.py > tests/golden/sparseloco.txt
 
-Each line is a name and hexadecimal bytes. BLAKE3 and sr25519 are not in Python's library, so the layout's hash
+`payload_goldens.py` makes whole payloads with the same functions. Each line is a name and hexadecimal bytes. BLAKE3 and sr25519 are not in Python's library, so the layout's hash
 and the hotkey are inputs, copied from the Rust test that prints them if they differ.
 """
 
@@ -72,6 +72,8 @@ def scale_code(values):
 
 
 def lloyd(ratios):
+    if not ratios:
+        return 3932, 4506
     ratios = [float(r) for r in ratios]
     low = high = split = sum(ratios) / len(ratios)
     for _ in range(8):
@@ -80,7 +82,8 @@ def lloyd(ratios):
             break
         low, high = sum(below) / len(below), sum(above) / len(above)
         split = (low + high) / 2
-    return round(low * 4096), round(high * 4096)
+    low = min(max(round(low * 4096), 1), 8 * 4096 - 1)
+    return low, min(max(round(high * 4096), low + 1), 8 * 4096)
 
 
 def sigma_bins(values):
@@ -88,16 +91,17 @@ def sigma_bins(values):
     v = np.array(values, dtype=np.float64)
     shift = F(v.mean())
     c = v - float(shift)
-    width = 6 * np.sqrt((c**2).sum() / (len(v) - 1)) / 4
+    width = 6 * np.sqrt((c**2).sum() / (len(v) - 1)) / 4 if len(v) > 1 else 0
+    width = width or 1
     bins = np.clip(np.rint(c / width + 2), 0, 3).astype(int)
     lookup = [F(c[bins == b].mean()) if (bins == b).any() else F(0) for b in range(4)]
     return shift, lookup, list(bins)
 
 
-def encode(k, quantiser, a):
+def encode(k, quantiser, shapes, a):
     """Levels and records of all tensors; `a` holds each tensor's row-major accumulated values."""
     levels, records = b"", b""
-    for (_, shape), values in zip(SHAPES, a):
+    for (_, shape), values in zip(shapes, a):
         kept = []
         for chunk in chunks_of(shape):
             order = sorted(chunk, key=lambda p: (-abs(values[chunk[p]]), p))[:k]
@@ -112,10 +116,14 @@ def encode(k, quantiser, a):
         if quantiser == "two-bit":
             n_sample = min(16, -(-len(kept) // 8))
             sample = [kept[i * len(kept) // n_sample] for i in range(n_sample)]
-            low, high = lloyd([abs(v) / SCALE_TABLE[scale_code([v for _, v in c])] for c in sample for _, v in c])
+            sample = [(SCALE_TABLE[scale_code([v for _, v in c])], c) for c in sample]
+            low, high = lloyd([abs(v) / scale for scale, c in sample if scale > 0 for _, v in c])
             levels += struct.pack("<2H", low, high)
-        for chunk in kept:
+        for places, chunk in zip(chunks_of(shape), kept):
             code = scale_code([v for _, v in chunk])
+            if code == 0:
+                records += record(k, sorted(places)[: len(chunk)], [0] * len(chunk), 0, quantiser)
+                continue
             codes = [int(v < 0) for _, v in chunk]
             if quantiser == "two-bit":
                 split = (SCALE_TABLE[code] * F(low / 4096) + SCALE_TABLE[code] * F(high / 4096)) / F(2)
@@ -144,10 +152,11 @@ def main():
     a = [[DECAY * noise(s + i, 1) + noise(s + i, 2) for i in range(n)] for s, n in zip(starts, sizes)]
     for k in (5, 64):
         for quantiser in ("one-bit", "two-bit", "sigma-bins"):
-            levels, records = encode(k, quantiser, a)
+            levels, records = encode(k, quantiser, SHAPES, a)
             print(f"header-{quantiser}-{k} {header(k, quantiser).hex()}")
             print(f"levels-{quantiser}-{k} {levels.hex() or '-'}")
             print(f"records-{quantiser}-{k} {records.hex()}")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -35,6 +35,12 @@ const BENCHES: [Bench; 3] = [
         target: "train",
         shows: "tokens per second of inner steps, by number of workers",
     },
+    Bench {
+        name: "payload",
+        package: "convoke",
+        target: "payload",
+        shows: "payloads against the floor of memory and the limit of information",
+    },
 ];
 
 /// The repository's root, wherever the command was started.

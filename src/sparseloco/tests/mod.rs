@@ -2,6 +2,8 @@
 
 mod encode;
 mod outer_step;
+pub mod plain;
+mod properties;
 mod record;
 
 use super::*;

@@ -1,6 +1,7 @@
 //! Claims about the outer step: the formula, and that neither order, split nor a hostile contribution changes what it should not.
 
 use super::*;
+use crate::pool::Inline;
 
 fn spec_of(quantiser: Quantiser, aggregation: Aggregation) -> SparseSpec {
     SparseSpec { aggregation, lr_outer: 0.7, ..spec(quantiser, 64) }
@@ -90,7 +91,7 @@ fn neither_order_nor_split_changes_a_bit() {
         }
         for pieces in [1, 2, 5] {
             let views = views(&bodies);
-            let step = OuterStep::new(&layout, &spec, &views);
+            let step = OuterStep::new(&Inline, Simd::best(), &layout, &spec, &views);
             let mut theta = start.clone();
             let mut coordinates = 0;
             // From the last range to the first, as threads might.

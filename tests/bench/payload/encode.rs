@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use convoke::pool::{Inline, Pool};
-use convoke::run_spec::{Quantiser, SparseSpec};
+use convoke::run_spec::SparseSpec;
 use convoke::sparseloco::{CHUNK_LEN, Encoded, Layout, Simd, encode_on};
 
 use super::floor::{self, Buffer, core_seconds, median};
@@ -54,7 +54,6 @@ impl Noise {
 /// One quantiser on one instruction set.
 pub struct Encoding {
     pub simd: Simd,
-    pub quantiser: Quantiser,
     /// Core seconds, the median.
     pub seconds: f64,
     /// The floor's over its own, the median of each repetition's.
@@ -76,7 +75,6 @@ pub fn on_one_core(layout: &Layout, spec: &SparseSpec, gradients: &mut Gradients
     }
     let encoding = |(i, simd): (usize, &Simd)| Encoding {
         simd: *simd,
-        quantiser: spec.quantiser,
         seconds: median(&mut seconds[i].clone()),
         of_floor: median(&mut ratios[i].clone()),
     };

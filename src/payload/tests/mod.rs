@@ -1,12 +1,13 @@
 //! Claims about the wire: the bytes of an independent writer, a reason for each fault, and that no bytes make it panic.
 
-use std::collections::BTreeSet;
+mod goldens;
+mod mutations;
 
 use super::*;
 use crate::hotkey;
 use crate::run_spec::Quantiser;
 use crate::sparseloco::tests::{QUANTISERS, golden, golden_layout, noise_of, spec};
-use crate::sparseloco::{MalformedLevels, MalformedRecord, Part, decode, encode, outer_step};
+use crate::sparseloco::{CHUNK_LEN, MalformedLevels, MalformedRecord, Part, decode, encode, outer_step};
 use crate::terms::{Digest, Round, RunId, Uid};
 
 fn pair() -> HotkeyPair {
@@ -169,71 +170,4 @@ fn a_signature_binds_every_byte_and_the_hotkey() {
     *signature = thief.sign(blake3::hash(signed).as_bytes());
     assert!(hotkey::verify(&thief.hotkey(), blake3::hash(signed).as_bytes(), signature));
     assert_eq!(parse(&bytes, Quantiser::TwoBit, 5).unwrap_err(), Malformed::Signature);
-}
-
-/// A stream of numbers below a bound.
-fn draws(mut state: u64) -> impl FnMut(usize) -> usize {
-    move |bound| {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 33) as usize % bound
-    }
-}
-
-/// Changes up to four bytes or bits, or copies a piece of the bytes over another.
-fn mutate(bytes: &mut [u8], draw: &mut impl FnMut(usize) -> usize) {
-    for _ in 0..=draw(4) {
-        let (at, from) = (draw(bytes.len()), draw(bytes.len()));
-        match draw(4) {
-            0 => bytes[at] = draw(256) as u8,
-            1 => bytes[at] = [0, 0xff, 0x80, 0x7f][draw(4)],
-            2 => bytes[at] ^= 1 << draw(8),
-            _ => {
-                let len = (draw(24) + 1).min(bytes.len() - at.max(from));
-                bytes.copy_within(from..from + len, at);
-            }
-        }
-    }
-}
-
-#[test]
-fn no_mutated_payload_panics_or_passes() {
-    let mut draw = draws(1);
-    let mut reasons = BTreeSet::new();
-    for (quantiser, name) in QUANTISERS {
-        let good = sealed(quantiser, 5).bytes().to_vec();
-        for turn in 0..7_000 {
-            let mut bytes = good.clone();
-            mutate(&mut bytes, &mut draw);
-            if turn % 16 == 0 {
-                let len = draw(good.len() + 40);
-                bytes.resize(len, 0);
-            }
-            if bytes != good {
-                reasons.insert(parse(&bytes, quantiser, 5).expect_err(name).reason());
-            }
-        }
-    }
-    assert_eq!(reasons.len(), 16, "each reason occurs: {reasons:?}");
-}
-
-#[test]
-fn whatever_body_is_accepted_decodes_and_moves_theta_by_finite_values() {
-    let (layout, mut draw) = (golden_layout(), draws(2));
-    for (quantiser, name) in QUANTISERS {
-        let spec = spec(quantiser, 5);
-        let good = sealed(quantiser, 5);
-        let (good, format) = (good.body(), Format::of(&spec));
-        let mut accepted = 0;
-        for _ in 0..7_000 {
-            let mut bytes = [good.level_bytes(), good.record_bytes()].concat();
-            mutate(&mut bytes, &mut draw);
-            let (levels, records) = bytes.split_at(good.level_bytes().len());
-            let Ok(body) = BodyRef::check(&layout, format, levels, records) else { continue };
-            accepted += 1;
-            let mut theta = vec![0.0; layout.flat_len()];
-            outer_step(&layout, &spec, &[good, body], &mut theta);
-            assert!(theta.iter().all(|theta| theta.abs() <= 128.0), "{name}");
-        }
-        assert!(accepted > 100, "{name}: {accepted}");
-    }
 }
