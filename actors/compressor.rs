@@ -3,7 +3,7 @@
 //! Hears:   requests of RoundClock: where are you, compress, step, save.
 //! Tells:   nobody; it answers.
 //! State:   θ, e, the payload made since the boundary, threads. A crash reloads the boundary and the payload made since, so
-//!          that nothing is lost that had been sealed.
+//!          that nothing is lost that had been sealed: the bytes that travel are kept, as another zstd would make others.
 //! Mailbox: one request of RoundClock.
 //!
 //! Fault points: `position`, `compress`, `outer-step`, `save`.
@@ -13,9 +13,9 @@ use std::time::Instant;
 
 use convoke::digest::digest;
 use convoke::manifest::Manifest;
-use convoke::payload::{Header, Payload};
+use convoke::payload::{Header, Payload, transport};
 use convoke::sparseloco::{OuterStep, Simd, Undo, encode_on};
-use convoke::terms::{Digest, LayoutHash, ManifestHash, PayloadHash, Round, Uid};
+use convoke::terms::{Digest, LayoutHash, ManifestHash, PayloadHash, Round, TransportHash, Uid};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use serde::{Deserialize, Serialize};
 
@@ -55,9 +55,27 @@ pub struct Position {
     /// The manifest that made θ; before the first, what stands for it.
     pub prev: ManifestHash,
     /// The own payload of this round, if it was made before a crash or a stop.
-    pub pending: Option<Arc<Payload>>,
+    pub pending: Option<Parcel>,
     /// Whether the boundary before this round is on disk.
     pub saved: bool,
+}
+
+/// An own payload, and the bytes in which it travels.
+#[derive(Debug, Clone)]
+pub struct Parcel {
+    /// The payload.
+    pub payload: Arc<Payload>,
+    /// Its transport coding: what peers fetch.
+    pub bytes: Arc<[u8]>,
+    /// The coding's hash.
+    pub hash: TransportHash,
+}
+
+impl Parcel {
+    fn new(payload: Payload, bytes: Arc<[u8]>) -> Self {
+        let hash = TransportHash(*blake3::hash(&bytes).as_bytes());
+        Self { payload: Arc::new(payload), bytes, hash }
+    }
 }
 
 /// What a request to compress carries.
@@ -101,8 +119,8 @@ pub struct Decision {
 #[derive(Debug, Clone)]
 pub struct Compressed {
     /// The payload.
-    pub payload: Arc<Payload>,
-    /// Its size against Δ in f32.
+    pub parcel: Parcel,
+    /// The size of what travels against Δ in f32.
     pub ratio: f64,
     /// L2 norm of the error feedback after it.
     pub error_norm: f64,
@@ -186,7 +204,7 @@ struct Desk {
 
 /// A payload made in this round, and how to take it back out of e if it is not applied.
 struct Pending {
-    payload: Arc<Payload>,
+    parcel: Parcel,
     undo: Undo,
 }
 
@@ -199,7 +217,7 @@ struct BoundaryHead {
 
 #[derive(Serialize, Deserialize)]
 struct PendingHead {
-    payload: Vec<u8>,
+    transport: Vec<u8>,
     undo: Undo,
 }
 
@@ -234,11 +252,12 @@ impl Desk {
         let Ok((head, mut rest)) = postcard::take_from_bytes::<PendingHead>(&section) else { return };
         let Some(error) = take_pages(&mut rest, self.parts.layout.flat_len()) else { return };
         let spec = &self.parts.config.run.sparse;
-        let Ok(payload) = Payload::parse(head.payload.into(), &self.parts.layout, spec) else { return };
+        let Ok(payload) = transport::parse(&head.transport, &self.parts.layout, spec) else { return };
         let fits = head.undo.fits(&self.parts.layout) && payload.header().base == self.digest;
         if fits && payload.header().round == self.round {
             self.error = error;
-            self.pending = Some(Pending { payload: Arc::new(payload), undo: head.undo });
+            let parcel = Parcel::new(payload, head.transport.into());
+            self.pending = Some(Pending { parcel, undo: head.undo });
         }
     }
 
@@ -249,7 +268,7 @@ impl Desk {
             theta: Arc::clone(&self.theta),
             digest: self.digest,
             prev: self.prev,
-            pending: self.pending.as_ref().map(|pending| Arc::clone(&pending.payload)),
+            pending: self.pending.as_ref().map(|pending| pending.parcel.clone()),
             // The first θ is saved in the run's seed.
             saved: match self.parts.store.latest() {
                 Ok(Some(round)) => round >= self.round,
@@ -284,23 +303,25 @@ impl Desk {
             layout: self.layout_hash,
             inner_steps: contribution.inner_steps,
         };
-        let payload = Arc::new(Payload::seal(header, &self.parts.layout, spec, encoded.body, &self.parts.keypair));
-        self.pending = Some(Pending { payload: Arc::clone(&payload), undo: encoded.undo });
+        let payload = Payload::seal(header, &self.parts.layout, spec, encoded.body, &self.parts.keypair);
+        let bytes = transport::encode(&payload, &self.parts.layout, spec).into();
+        let parcel = Parcel::new(payload, bytes);
+        self.pending = Some(Pending { parcel: parcel.clone(), undo: encoded.undo });
         self.save_pending()?;
         let dense_bytes = self.parts.layout.n_params() as f64 * 4.0;
         Ok(Compressed {
-            ratio: dense_bytes / payload.bytes().len() as f64,
+            ratio: dense_bytes / parcel.bytes.len() as f64,
             error_norm: norm(&self.error),
             quantisation_error,
             seconds: started.elapsed().as_secs_f64(),
-            payload,
+            parcel,
         })
     }
 
     /// Written before the seal can go on chain: from then on others may apply the payload.
     fn save_pending(&self) -> Result<(), Refused> {
         let Some(pending) = &self.pending else { return Ok(()) };
-        let head = PendingHead { payload: pending.payload.bytes().to_vec(), undo: pending.undo.clone() };
+        let head = PendingHead { transport: pending.parcel.bytes.to_vec(), undo: pending.undo.clone() };
         let mut section = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
         put_f32s(&mut section, &self.error);
         self.parts.store.write(self.round, PENDING_SECTION, &section).map_err(|error| Refused::Store(chain(&error)))
@@ -315,7 +336,7 @@ impl Desk {
         self.parts.faults.point_on_thread(Leaf::Compressor, "outer-step", self.round);
         let started = Instant::now();
         let payloads = decision.as_ref().map_or(&[][..], |decision| &decision.payloads);
-        let mine: Option<PayloadHash> = self.pending.as_ref().map(|pending| pending.payload.hash());
+        let mine: Option<PayloadHash> = self.pending.as_ref().map(|pending| pending.parcel.payload.hash());
         let applied = mine.is_some_and(|mine| payloads.iter().any(|payload| payload.hash() == mine));
         // C-1: what was applied stays out of e; what was not is put back, exactly.
         if applied {
@@ -374,7 +395,7 @@ impl Desk {
     /// Puts what a payload took out of e back in.
     fn take_back(&mut self) {
         if let Some(pending) = self.pending.take() {
-            pending.undo.restore(&self.parts.layout, pending.payload.body(), &mut self.error);
+            pending.undo.restore(&self.parts.layout, pending.parcel.payload.body(), &mut self.error);
         }
     }
 }

@@ -112,7 +112,7 @@ impl Journal {
     pub fn compressed(&self, compressed: &Compressed) {
         let metrics = &self.metrics.compressor;
         metrics.encode_time.record(compressed.seconds);
-        metrics.payload_bytes.set(compressed.payload.bytes().len() as f64);
+        metrics.payload_bytes.set(compressed.parcel.bytes.len() as f64);
         metrics.payload_ratio.set(compressed.ratio);
         metrics.error_feedback_norm.set(compressed.error_norm);
         metrics.quantisation_error.set(compressed.quantisation_error);

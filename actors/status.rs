@@ -48,7 +48,7 @@ pub struct Freshness {
 pub struct SealReport {
     /// Its hash.
     pub payload: PayloadHash,
-    /// Its size.
+    /// Its size as it travels.
     pub bytes: u64,
     /// How many times smaller than θ in fp32.
     pub ratio: f64,

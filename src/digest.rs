@@ -139,6 +139,17 @@ mod tests {
     }
 
     #[test]
+    fn parts_make_the_digest_of_the_whole_however_many_there_are() {
+        let theta: Vec<f32> = (0..9 * PART_LEN).map(|i| i as f32).collect();
+        for n_parts in 0..=8 {
+            for more in [0, 1, CHUNK_LEN, PART_LEN - 1] {
+                let theta = &theta[..n_parts * PART_LEN + more];
+                assert_eq!(digest_with(&crate::pool::Inline, theta), digest(theta), "{n_parts} parts and {more}");
+            }
+        }
+    }
+
+    #[test]
     fn one_bit_anywhere_changes_the_digest_even_a_zeros_sign() {
         let mut theta = theta(2);
         theta[CHUNK_LEN + 5] = 0.0;

@@ -9,19 +9,20 @@
 //! chain that a joining node can check from the run id on.
 //!
 //! Encoding, little-endian, canonical (C-2): `version u8 · round u64 · prev 32 · base 32 · count u16`, then for each
-//! entry, uids ascending, `uid u16 · hotkey 32 · payload 32 · payload_bytes u64`. Its BLAKE3 hash is its name, and its
-//! address as a blob.
+//! entry, uids ascending, `uid u16 · hotkey 32 · payload 32 · transport 32 · transport_bytes u64`. Its BLAKE3 hash is its
+//! name, and its address as a blob. An entry says both what a payload is and what to fetch for it, so that the manifest
+//! is all that a joining node needs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::terms::{Digest, Hotkey, ManifestHash, PayloadHash, Round, RunId, Stake, Uid};
+use crate::terms::{Digest, Hotkey, ManifestHash, PayloadHash, Round, RunId, Stake, TransportHash, Uid};
 
 /// The encoding's version, its first byte.
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 /// Bytes before the entries.
 const HEADER_LEN: usize = 1 + 8 + 32 + 32 + 2;
 /// Bytes of an entry.
-const ENTRY_LEN: usize = 2 + 32 + 32 + 8;
+const ENTRY_LEN: usize = 2 + 32 + 32 + 32 + 8;
 
 /// Which payloads round `round` applies to θ.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,8 +46,10 @@ pub struct Entry {
     pub hotkey: Hotkey,
     /// The payload's hash as it was sealed.
     pub payload: PayloadHash,
-    /// The payload's size in bytes as it was sealed; the fetcher holds it against what the run spec allows.
-    pub payload_bytes: u64,
+    /// The hash of its transport coding as it was sealed: what to fetch.
+    pub transport: TransportHash,
+    /// The coding's size in bytes as it was sealed; the fetcher holds it against what the run spec allows.
+    pub transport_bytes: u64,
 }
 
 /// Why bytes, or a list of entries, are not a manifest.
@@ -131,7 +134,8 @@ impl Manifest {
             bytes.extend(entry.uid.0.to_le_bytes());
             bytes.extend(entry.hotkey.0);
             bytes.extend(entry.payload.0);
-            bytes.extend(entry.payload_bytes.to_le_bytes());
+            bytes.extend(entry.transport.0);
+            bytes.extend(entry.transport_bytes.to_le_bytes());
         }
         bytes
     }
@@ -164,7 +168,8 @@ impl Manifest {
             uid: Uid(rest.u16()),
             hotkey: Hotkey(rest.take()),
             payload: PayloadHash(rest.take()),
-            payload_bytes: rest.u64(),
+            transport: TransportHash(rest.take()),
+            transport_bytes: rest.u64(),
         };
         let manifest = Self { round, prev, base, entries: (0..count).map(entry).collect() };
         manifest.validate(contributors_max)?;
@@ -277,7 +282,8 @@ mod tests {
             uid: Uid(uid),
             hotkey: Hotkey(hash("hotkey")),
             payload: PayloadHash(hash("payload")),
-            payload_bytes: 1000 + u64::from(uid),
+            transport: TransportHash(hash("transport")),
+            transport_bytes: 1000 + u64::from(uid),
         }
     }
 
@@ -302,14 +308,14 @@ mod tests {
     fn a_manifest_is_named_by_the_hash_of_its_bytes() {
         let manifest = manifest(&[1, 4, 9]);
         assert_eq!(manifest.hash().0, *blake3::hash(&manifest.encode()).as_bytes());
-        assert_eq!(manifest.encode().len(), 75 + 3 * 74);
+        assert_eq!(manifest.encode().len(), 75 + 3 * 106);
     }
 
     #[test]
     fn another_version_is_named() {
         let mut bytes = manifest(&[1]).encode();
-        bytes[0] = 2;
-        assert_eq!(Manifest::parse(&bytes, MAX), Err(ManifestError::UnknownVersion { got: 2 }));
+        bytes[0] = 1;
+        assert_eq!(Manifest::parse(&bytes, MAX), Err(ManifestError::UnknownVersion { got: 1 }));
     }
 
     #[test]
@@ -415,7 +421,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_parses_is_the_one_encoding_of_what_it_says(at in 0_usize..75 + 2 * 74, byte: u8) {
+        fn whatever_parses_is_the_one_encoding_of_what_it_says(at in 0_usize..75 + 2 * 106, byte: u8) {
             let mut bytes = manifest(&[1, 4]).encode();
             bytes[at] = byte;
             if let Ok(parsed) = Manifest::parse(&bytes, MAX) {

@@ -10,6 +10,7 @@
 //! | pseudo-gradient Δ | θ_start − θ_end of a round's inner steps; the outer step subtracts it |
 //! | error feedback e | what was not sent, quantisation error included |
 //! | payload | the compressed pseudo-gradient Δ̂ as bytes |
+//! | transport coding | a payload as it travels and is stored |
 //! | manifest | the ordered list of payloads that one round applies |
 //! | outer step | θ ← θ − α · aggregate(Δ̂₁ … Δ̂_R) |
 //! | digest | BLAKE3 over θ in canonical order |
@@ -145,8 +146,12 @@ bytes32! {
     Digest
 }
 bytes32! {
-    /// BLAKE3 of a payload's canonical bytes; also its address on the network.
+    /// BLAKE3 of a payload's canonical bytes.
     PayloadHash
+}
+bytes32! {
+    /// BLAKE3 of a payload's transport coding; also its address on the network.
+    TransportHash
 }
 bytes32! {
     /// BLAKE3 of a manifest's bytes; also its address on the network.

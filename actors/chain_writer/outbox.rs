@@ -220,9 +220,10 @@ mod tests {
         Seal {
             round: Round(round),
             payload: convoke::terms::PayloadHash([1; 32]),
-            payload_bytes: 9,
+            transport: convoke::terms::TransportHash([2; 32]),
+            transport_bytes: 9,
             base: convoke::terms::Digest::default(),
-            holding: convoke::terms::Digest::default(),
+            holding: [3; 16],
         }
     }
 

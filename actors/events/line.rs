@@ -62,7 +62,7 @@ pub enum Event {
     Sealed {
         /// Its hash.
         payload: PayloadHash,
-        /// Its size.
+        /// Its size as it travels.
         bytes: u64,
         /// How many times smaller than θ in fp32.
         ratio: f64,

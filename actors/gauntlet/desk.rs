@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use convoke::assignment::{EvalDraw, assigned, eval_samples};
+use convoke::chain::commitment::Seal;
 use convoke::digest::holding_proof;
 use convoke::gauntlet::copies::{Sealed, copies};
 use convoke::gauntlet::fast_checks::{Expected, PayloadFacts, RejectReason, SealClaim, check_payload, check_seal};
@@ -11,7 +12,7 @@ use convoke::gauntlet::history::{after_match, registered_only};
 use convoke::gauntlet::record::{Outcome, Standing};
 use convoke::gauntlet::{selection, weights};
 use convoke::manifest::{Entry, Manifest};
-use convoke::payload::{self, Payload};
+use convoke::payload::{Payload, transport};
 use convoke::sparseloco;
 use convoke::terms::{Block, BlockHash, Digest, Hotkey, Round};
 use serde::{Deserialize, Serialize};
@@ -79,12 +80,14 @@ impl Desk {
         let mut gathered = Gathered::default();
         let mut order = Vec::new();
         for claim in claims {
-            let bytes = delivered.get(&claim.seal.payload.0).cloned();
+            let bytes = delivered.get(&claim.seal.transport.0).map(|bytes| &**bytes);
             let ground = Ground { round, seed: &request.seed, base: request.base, theta: &request.theta };
             match self.check_one(&claim, bytes, &ground, &earlier) {
                 Ok(payload) => {
                     order.push(Sealed { hotkey: claim.hotkey, block: claim.place.0, index: claim.place.1 });
-                    gathered.passed.push(Passed { uid: claim.uid, hotkey: claim.hotkey, payload: Arc::new(payload) });
+                    let (Claim { uid, hotkey, seal, .. }, payload) = (claim, Arc::new(payload));
+                    let Seal { transport, transport_bytes, .. } = seal;
+                    gathered.passed.push(Passed { uid, hotkey, payload, transport, transport_bytes });
                 }
                 Err(reason) => {
                     gathered.rejected.push(Rejection { uid: claim.uid, hotkey: claim.hotkey, reason });
@@ -100,7 +103,7 @@ impl Desk {
     fn check_one(
         &self,
         claim: &Claim,
-        bytes: Option<Arc<[u8]>>,
+        bytes: Option<&[u8]>,
         ground: &Ground<'_>,
         earlier: &BTreeSet<[u8; 32]>,
     ) -> Result<Payload, RejectReason> {
@@ -114,28 +117,28 @@ impl Desk {
             uid: Some(claim.uid),
             base: ground.base,
             layout: self.parts.layout.hash(),
-            payload_bytes_max: payload::len(&self.parts.layout, &run.sparse) as u64,
+            transport_bytes_max: transport::len_max(&self.parts.layout, &run.sparse) as u64,
             inner_steps_max: run.inner.steps,
-            holding: Some(holding.0),
+            holding: Some(Seal::holding_of(&holding)),
             earlier_records: earlier,
         };
         let sealed = SealClaim {
             hotkey: claim.hotkey,
             round: claim.seal.round,
             payload: claim.seal.payload,
-            payload_bytes: claim.seal.payload_bytes,
+            transport_bytes: claim.seal.transport_bytes,
             base: claim.seal.base,
-            holding: claim.seal.holding.0,
+            holding: claim.seal.holding,
             sealed_at: claim.place.0,
         };
         check_seal(&sealed, &expected)?;
         let bytes = bytes.ok_or(RejectReason::Missing)?;
-        let payload = Payload::parse(bytes, &self.parts.layout, &run.sparse)
+        let payload = transport::parse(bytes, &self.parts.layout, &run.sparse)
             .map_err(|malformed| RejectReason::Malformed(malformed.reason().to_owned()))?;
         let header = payload.header();
         let facts = PayloadFacts {
             hash: payload.hash(),
-            bytes: payload.bytes().len() as u64,
+            transport_bytes: bytes.len() as u64,
             records: records_hash(&payload),
             run_id: header.run_id,
             round: header.round,
@@ -172,9 +175,8 @@ impl Desk {
         let chosen = selection::contributors(&passed, &self.standing, request.round, &request.seed, spec);
         let entries = chosen.iter().filter_map(|(uid, hotkey)| {
             let passed = request.gathered.passed.iter().find(|passed| passed.hotkey == *hotkey)?;
-            let payload = &passed.payload;
-            let payload_bytes = payload.bytes().len() as u64;
-            Some(Entry { uid: *uid, hotkey: *hotkey, payload: payload.hash(), payload_bytes })
+            let Passed { ref payload, transport, transport_bytes, .. } = *passed;
+            Some(Entry { uid: *uid, hotkey: *hotkey, payload: payload.hash(), transport, transport_bytes })
         });
         let entries: Vec<Entry> = entries.collect();
         let ProposeRequest { round, prev, base, .. } = *request;

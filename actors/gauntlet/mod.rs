@@ -19,7 +19,7 @@ use convoke::gauntlet::rating::Rating;
 use convoke::gauntlet::record::Outcome;
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::Payload;
-use convoke::terms::{Block, BlockHash, Digest, EndpointId, Hotkey, ManifestHash, Round, Uid};
+use convoke::terms::{Block, BlockHash, Digest, EndpointId, Hotkey, ManifestHash, Round, TransportHash, Uid};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 
 use crate::compressor::Theta;
@@ -86,6 +86,10 @@ pub struct Passed {
     pub hotkey: Hotkey,
     /// The payload.
     pub payload: Arc<Payload>,
+    /// The hash of the transport coding in which it came.
+    pub transport: TransportHash,
+    /// The coding's size.
+    pub transport_bytes: u64,
 }
 
 /// A contribution that did not.
@@ -116,7 +120,7 @@ impl Gathered {
             passed.uid == entry.uid
                 && passed.hotkey == entry.hotkey
                 && passed.payload.hash() == entry.payload
-                && passed.payload.bytes().len() as u64 == entry.payload_bytes
+                && (passed.transport, passed.transport_bytes) == (entry.transport, entry.transport_bytes)
         })
     }
 

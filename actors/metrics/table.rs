@@ -126,11 +126,11 @@ table! {
 
     /// What Compressor makes of a pseudo-gradient.
     CompressorMetrics of "compressor" {
-        /// Time from a pseudo-gradient to its payload.
+        /// Time from a pseudo-gradient to its payload as it travels.
         encode_time: Histogram = row("convoke_encode_seconds", Unit::Seconds).buckets(&SHORT);
-        /// Size of the last payload.
+        /// Size of the last payload as it travels.
         payload_bytes: Gauge = row("convoke_payload_bytes", Unit::Bytes);
-        /// How many times smaller the last payload is than θ in fp32.
+        /// How many times smaller than θ in fp32 the last payload is as it travels.
         payload_ratio: Gauge = row("convoke_payload_ratio", Unit::Count);
         /// L2 norm of the error feedback after the last payload.
         error_feedback_norm: Gauge = row("convoke_error_feedback_norm", Unit::Count);

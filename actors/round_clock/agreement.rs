@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use convoke::manifest::{Entry, Manifest};
-use convoke::payload::Payload;
+use convoke::payload::{Payload, transport};
 use convoke::round::{Ballot, Phase, Voter, ballot};
 use convoke::terms::{Block, EndpointId, ManifestHash, Round};
 use tracing::warn;
@@ -44,10 +44,10 @@ impl Desk {
         let validators: Vec<EndpointId> =
             registry.voters(round).iter().filter_map(|(voter, _)| registry.endpoint(&voter.hotkey)).collect();
         // Nobody is asked for more than a payload of this run can have.
-        let bytes_max = convoke::payload::len(&self.parts.layout, &self.parts.config.run.sparse) as u64;
-        let wanted = claims.iter().filter(|claim| claim.seal.payload_bytes <= bytes_max).map(|claim| Wanted {
-            hash: claim.seal.payload.0,
-            size: SizeRule::Exactly(claim.seal.payload_bytes),
+        let bytes_max = transport::len_max(&self.parts.layout, &self.parts.config.run.sparse) as u64;
+        let wanted = claims.iter().filter(|claim| claim.seal.transport_bytes <= bytes_max).map(|claim| Wanted {
+            hash: claim.seal.transport.0,
+            size: SizeRule::Exactly(claim.seal.transport_bytes),
             kind: Kind::Payload,
             holders: claim.endpoint.into_iter().chain(validators.iter().copied()).collect(),
         });
@@ -198,8 +198,10 @@ impl Desk {
             };
             let seed = desk.seed(round, within).await?;
             let me = desk.parts.keypair.hotkey();
-            let mine = payloads.iter().find(|payload| payload.header().hotkey == me);
-            let own_seal = mine.map(|payload| (desk.seal_report(payload), payload.header().inner_steps));
+            let mine = manifest.entries.iter().zip(&payloads).find(|(entry, _)| entry.hotkey == me);
+            let own_seal = mine.map(|(entry, payload)| {
+                (desk.seal_report(entry.payload, entry.transport_bytes), payload.header().inner_steps)
+            });
             let uids = manifest.entries.iter().map(|entry| entry.uid).collect();
             let decision = Decision { manifest: hash, payloads };
             Ok(Update::Decided { round, decided: Some(Decided { decision, uids, seed, own_seal }) })
@@ -219,14 +221,14 @@ impl Desk {
         let held =
             |entry: &Entry| gathered.and_then(|gathered| gathered.find(entry)).map(|found| Arc::clone(&found.payload));
         let missing: Vec<Entry> = manifest.entries.iter().filter(|entry| held(entry).is_none()).copied().collect();
-        // The run spec, and not the manifest, says how large a payload is.
-        let bytes = convoke::payload::len(&self.parts.layout, &self.parts.config.run.sparse) as u64;
-        if missing.iter().any(|entry| entry.payload_bytes != bytes) {
+        // The run spec, and not the manifest, says how large a payload may be.
+        let bytes_max = transport::len_max(&self.parts.layout, &self.parts.config.run.sparse) as u64;
+        if missing.iter().any(|entry| entry.transport_bytes > bytes_max) {
             return Ok(None);
         }
         let wanted = missing.iter().map(|entry| Wanted {
-            hash: entry.payload.0,
-            size: SizeRule::Exactly(bytes),
+            hash: entry.transport.0,
+            size: SizeRule::Exactly(entry.transport_bytes),
             kind: Kind::Payload,
             holders: registry.endpoint(&entry.hotkey).into_iter().chain(endorsers.iter().copied()).collect(),
         });
@@ -234,10 +236,11 @@ impl Desk {
         let (parts, base) = (Arc::clone(&self.parts), manifest.base);
         let parse = move || -> Option<Vec<Arc<Payload>>> {
             let parse = |(bytes, entry): (Arc<[u8]>, &Entry)| {
-                let payload = Payload::parse(bytes, &parts.layout, &parts.config.run.sparse).ok()?;
+                let payload = transport::parse(&bytes, &parts.layout, &parts.config.run.sparse).ok()?;
                 let header = payload.header();
                 let said = (header.run_id, header.round, header.base, header.hotkey, header.uid);
-                (said == (parts.run_id, round, base, entry.hotkey, entry.uid)).then(|| Arc::new(payload))
+                let named = said == (parts.run_id, round, base, entry.hotkey, entry.uid);
+                (named && payload.hash() == entry.payload).then(|| Arc::new(payload))
             };
             fetched.into_iter().zip(&missing).map(parse).collect()
         };

@@ -7,11 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use convoke::payload::Payload;
 use convoke::round::{Done, Event, Phase, Started};
 use convoke::terms::{Block, BlockHash, Digest, ManifestHash, PayloadHash, Round, Uid, Weight};
 
-use crate::compressor::{Compressed, Decision, Position, Stepped, Theta};
+use crate::compressor::{Compressed, Decision, Parcel, Position, Stepped, Theta};
 use crate::gauntlet::{Gathered, Standings};
 use crate::gpu_worker::Trained;
 use crate::journal::{Journal, Spent};
@@ -59,7 +58,7 @@ pub struct Decided {
 pub struct Board {
     ground: Option<Ground>,
     training: Option<Training>,
-    payload: Option<Arc<Payload>>,
+    parcel: Option<Parcel>,
     sealed: Option<PayloadHash>,
     gathered: Option<Arc<Gathered>>,
     decision: Option<Decision>,
@@ -77,7 +76,7 @@ impl Default for Board {
         Self {
             ground: None,
             training: None,
-            payload: None,
+            parcel: None,
             sealed: None,
             gathered: None,
             decision: None,
@@ -101,8 +100,8 @@ impl Board {
         self.training.clone()
     }
 
-    pub fn own_payload(&self) -> Option<Arc<Payload>> {
-        self.payload.clone()
+    pub fn own_parcel(&self) -> Option<Parcel> {
+        self.parcel.clone()
     }
 
     pub fn gathered(&self) -> Option<Arc<Gathered>> {
@@ -204,7 +203,7 @@ impl Board {
         let Position { round, theta, digest, prev, pending, saved } = position;
         journal.standing_at(round, heldout_loss);
         let payload_held = pending.is_some();
-        *self = Self { ground: Some(Ground { theta, digest, prev }), payload: pending, ..Self::default() };
+        *self = Self { ground: Some(Ground { theta, digest, prev }), parcel: pending, ..Self::default() };
         Event::Started(Started { round, payload_held, saved })
     }
 
@@ -217,7 +216,7 @@ impl Board {
 
     fn compressed(&mut self, round: Round, compressed: &Compressed, journal: &Journal) -> Event {
         journal.compressed(compressed);
-        self.payload = Some(Arc::clone(&compressed.payload));
+        self.parcel = Some(compressed.parcel.clone());
         Event::Done(round, Done::Compressed)
     }
 

@@ -5,15 +5,14 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use convoke::chain::commitment::Seal;
-use convoke::payload::Payload;
 use convoke::round::Phase;
-use convoke::terms::{Round, Uid};
+use convoke::terms::{PayloadHash, Round, Uid};
 use ractor::RpcReplyPort;
 
 use super::board::{Ground, Training, Update};
 use super::{Beside, Desk, Trouble, deadline};
 use crate::chain_writer;
-use crate::compressor::{self, Contribution, Refused};
+use crate::compressor::{self, Contribution, Parcel, Refused};
 use crate::gpu_worker;
 use crate::leaf::{AskError, Leaf, ask};
 use crate::peer_sync;
@@ -80,15 +79,16 @@ impl Desk {
     }
 
     /// Keeps the payload for those who will ask, then commits to it on chain.
-    pub fn seal(&self, round: Round, payload: Option<Arc<Payload>>, ground: Option<Ground>) {
+    pub fn seal(&self, round: Round, parcel: Option<Parcel>, ground: Option<Ground>) {
         let desk = self.clone();
         self.run(round, Beside::Phase(Phase::Sealing), async move {
-            let (Some(payload), Some(ground)) = (payload, ground) else {
+            let (Some(parcel), Some(ground)) = (parcel, ground) else {
                 return Err(Trouble::Outside("there is no payload to seal".to_owned()));
             };
             let within = desk.within(Phase::Sealing, round);
             let reveal = peer_sync::Reveal::At(desk.parts.schedule.reveal(round));
-            let bytes = Arc::clone(payload.bytes());
+            let (payload, bytes) = (&parcel.payload, Arc::clone(&parcel.bytes));
+            let transport_bytes = bytes.len() as u64;
             let question =
                 |port| peer_sync::Msg::Publish { round, kind: peer_sync::Kind::Payload, bytes, reveal, port };
             let published = ask(Leaf::PeerSync, &desk.leaves.peer_sync, within, question).await?;
@@ -97,12 +97,14 @@ impl Desk {
             let seed = desk.seed(round, within).await?;
             let hotkey = desk.parts.keypair.hotkey();
             let chunks = desk.parts.config.run.gauntlet.holding_chunks;
+            let proof = convoke::digest::holding_proof(&ground.theta, &seed, &hotkey, chunks);
             let seal = Seal {
                 round,
                 payload: payload.hash(),
-                payload_bytes: payload.bytes().len() as u64,
+                transport: parcel.hash,
+                transport_bytes,
                 base: ground.digest,
-                holding: convoke::digest::holding_proof(&ground.theta, &seed, &hotkey, chunks),
+                holding: Seal::holding_of(&proof),
             };
             let until = desk.parts.schedule.sealed_by(round);
             let question = |port| chain_writer::Msg::Seal(seal, until, port);
@@ -110,17 +112,16 @@ impl Desk {
             Ok(Update::Sealed {
                 round,
                 block,
-                seal: desk.seal_report(&payload),
+                seal: desk.seal_report(payload.hash(), transport_bytes),
                 inner_steps: payload.header().inner_steps,
             })
         });
     }
 
     /// What operators are told of the own payload.
-    pub fn seal_report(&self, payload: &Payload) -> SealReport {
-        let bytes = payload.bytes().len() as u64;
+    pub fn seal_report(&self, payload: PayloadHash, bytes: u64) -> SealReport {
         let dense_bytes = self.parts.layout.n_params() as f64 * 4.0;
-        SealReport { payload: payload.hash(), bytes, ratio: dense_bytes / bytes as f64 }
+        SealReport { payload, bytes, ratio: dense_bytes / bytes as f64 }
     }
 
     /// Asks the ChainWriter, whose answer waits for blocks: when the time is over, the chain may be slow and the actor well.

@@ -267,7 +267,7 @@ impl State {
             Effect::InnerSteps(round) => desk.inner_steps(round, board.begin_inner_steps()),
             Effect::StopInnerSteps(_) => board.stop_inner_steps(),
             Effect::Compress(round) => desk.compress(round, board.training()),
-            Effect::Seal(round) => desk.seal(round, board.own_payload(), board.ground()),
+            Effect::Seal(round) => desk.seal(round, board.own_parcel(), board.ground()),
             Effect::Gather(round) => desk.gather(round, board.ground()),
             Effect::Vote(round, block) => desk.vote(round, block, board.ground(), board.gathered(), board.refused()),
             Effect::Decide(round) => desk.decide(round, board.ground(), board.gathered()),

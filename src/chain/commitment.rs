@@ -2,8 +2,13 @@
 //!
 //! A commitment is overwritten as a whole, so every write carries all that is to stay: the identity, the latest seal, a
 //! validator's latest manifest or endorsement. An absent part is an empty field. Numbers are little-endian, lengths
-//! fixed, every field begins with its version: one content has one encoding (C-2), and a parser reads at most 113 bytes
-//! of each (C-3).
+//! fixed, every field begins with its version: one content has one encoding (C-2), and a parser reads at most 127 bytes
+//! of each (C-3), which is below the 128 that a field of the chain's commitments is sure to hold.
+//!
+//! A seal names a payload twice: by the hash of its canonical bytes, which is what it is, and by hash and size of its transport
+//! coding, which is what is fetched. Room for both is made by cutting the holding proof to 128 bits. That is enough: a proof is
+//! judged against one expected value and only once, so whoever guesses is right once in 2^128, and a collision between two
+//! proofs is of no use to anybody.
 //!
 //! The signature on chain proves that the hotkey names the endpoint; the signature inside the identity proves that the
 //! endpoint names the hotkey, without which anybody could claim another node's endpoint. Genesis and netuid in it
@@ -11,17 +16,25 @@
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
-use crate::terms::{BlockHash, Digest, EndpointId, Hotkey, ManifestHash, PayloadHash, Round};
+use crate::terms::{BlockHash, Digest, EndpointId, Hotkey, ManifestHash, PayloadHash, Round, TransportHash};
 
-/// The version that each field begins with.
+/// The version that identity and vote begin with.
 pub const VERSION: u8 = 1;
+/// The version that a seal begins with.
+pub const SEAL_VERSION: u8 = 2;
 
 /// Bytes of an identity field: version, flags, endpoint, seq, proof.
 pub const IDENTITY_BYTES: usize = 102;
-/// Bytes of a seal field: version, round, payload, its size, base, holding.
-pub const SEAL_BYTES: usize = 113;
+/// Bytes of a seal field: version, round, payload, transport, its size, base, holding.
+pub const SEAL_BYTES: usize = 127;
 /// Bytes of a vote field: version, round, manifest.
 pub const VOTE_BYTES: usize = 41;
+
+/// Bytes of a transport coding's size: 256 TB.
+const SIZE_BYTES: usize = 6;
+
+/// The first 16 bytes of a holding proof (see `digest`).
+pub type Holding = [u8; 16];
 
 const IDENTITY_DOMAIN: &[u8] = b"convoke 2026-11 endpoint identity v1";
 
@@ -54,12 +67,14 @@ pub struct Seal {
     pub round: Round,
     /// The payload's hash.
     pub payload: PayloadHash,
-    /// The payload's size, so that nobody begins to fetch more than he will accept.
-    pub payload_bytes: u64,
+    /// The hash of its transport coding: what to fetch.
+    pub transport: TransportHash,
+    /// The coding's size, below 2^48, so that nobody begins to fetch more than he will accept.
+    pub transport_bytes: u64,
     /// The digest of the θ that the pseudo-gradient was taken against.
     pub base: Digest,
-    /// The keyed digest over sampled chunks of that θ: proof of holding it.
-    pub holding: Digest,
+    /// Of the keyed digest over sampled chunks of that θ: proof of holding it.
+    pub holding: Holding,
 }
 
 /// A validator's word for a round's manifest: its own or another's.
@@ -102,7 +117,7 @@ pub enum CommitmentError {
         expected: usize,
     },
     /// A version that this node does not know.
-    #[error("field {field} has version {version}, not {VERSION}")]
+    #[error("field {field} has version {version}, which this node does not read")]
     Version {
         /// Which, from 0.
         field: usize,
@@ -146,8 +161,19 @@ fn identity_message(place: &Place, hotkey: &Hotkey, seq: u32) -> Vec<u8> {
     [IDENTITY_DOMAIN, &place.genesis.0, &place.netuid.to_le_bytes(), &hotkey.0, &seq.to_le_bytes()].concat()
 }
 
+impl Seal {
+    /// What a seal says of a holding proof.
+    #[must_use]
+    pub fn holding_of(proof: &Digest) -> Holding {
+        *proof.0.first_chunk().expect("a digest is longer")
+    }
+}
+
 impl Commitment {
     /// The three fields.
+    ///
+    /// # Panics
+    /// If a seal's transport coding has 2^48 bytes or more, which no layout allows.
     #[must_use]
     pub fn to_fields(&self) -> Vec<Vec<u8>> {
         let identity = self.identity.map(|identity| {
@@ -155,8 +181,11 @@ impl Commitment {
             [&[identity.version, 0][..], &identity.endpoint.0, &seq, &identity.proof].concat()
         });
         let seal = self.seal.map(|seal| {
-            let (round, payload_bytes) = (seal.round.0.to_le_bytes(), seal.payload_bytes.to_le_bytes());
-            [&[VERSION][..], &round, &seal.payload.0, &payload_bytes, &seal.base.0, &seal.holding.0].concat()
+            let size = seal.transport_bytes.to_le_bytes();
+            let (size, beyond) = size.split_at(SIZE_BYTES);
+            assert_eq!(beyond, [0; 2], "no run has payloads of 2^48 bytes");
+            let (round, payload, transport) = (seal.round.0.to_le_bytes(), seal.payload.0, seal.transport.0);
+            [&[SEAL_VERSION][..], &round, &payload, &transport, size, &seal.base.0, &seal.holding].concat()
         });
         let manifest =
             self.manifest.map(|vote| [&[VERSION][..], &vote.round.0.to_le_bytes(), &vote.manifest.0].concat());
@@ -172,15 +201,15 @@ impl Commitment {
             return Err(CommitmentError::FieldCount { n_fields: fields.len() });
         };
         Ok(Self {
-            identity: part::<IDENTITY_BYTES>(0, identity)?.map(read_identity).transpose()?,
-            seal: part::<SEAL_BYTES>(1, seal)?.map(read_seal),
-            manifest: part::<VOTE_BYTES>(2, manifest)?.map(read_vote),
+            identity: part::<IDENTITY_BYTES>(0, VERSION, identity)?.map(read_identity).transpose()?,
+            seal: part::<SEAL_BYTES>(1, SEAL_VERSION, seal)?.map(read_seal),
+            manifest: part::<VOTE_BYTES>(2, VERSION, manifest)?.map(read_vote),
         })
     }
 }
 
-/// A field of exactly `N` bytes that begins with our version, or an empty one.
-fn part<const N: usize>(field: usize, bytes: &[u8]) -> Result<Option<Reader<'_>>, CommitmentError> {
+/// A field of exactly `N` bytes that begins with this version, or an empty one.
+fn part<const N: usize>(field: usize, version: u8, bytes: &[u8]) -> Result<Option<Reader<'_>>, CommitmentError> {
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -188,8 +217,8 @@ fn part<const N: usize>(field: usize, bytes: &[u8]) -> Result<Option<Reader<'_>>
         return Err(CommitmentError::FieldLength { field, bytes: bytes.len(), expected: N });
     }
     let mut reader = Reader(bytes);
-    match reader.take::<1>() {
-        [VERSION] => Ok(Some(reader)),
+    match reader.take() {
+        [got] if got == version => Ok(Some(reader)),
         [version] => Err(CommitmentError::Version { field, version }),
     }
 }
@@ -204,9 +233,12 @@ fn read_identity(mut reader: Reader<'_>) -> Result<Identity, CommitmentError> {
 }
 
 fn read_seal(mut reader: Reader<'_>) -> Seal {
-    let (round, payload) = (Round(reader.number()), PayloadHash(reader.take()));
-    let (payload_bytes, base) = (reader.number(), Digest(reader.take()));
-    Seal { round, payload, payload_bytes, base, holding: Digest(reader.take()) }
+    let (round, payload, transport) =
+        (Round(reader.number()), PayloadHash(reader.take()), TransportHash(reader.take()));
+    let mut size = [0; 8];
+    size[..SIZE_BYTES].copy_from_slice(&reader.take::<SIZE_BYTES>());
+    let (transport_bytes, base) = (u64::from_le_bytes(size), Digest(reader.take()));
+    Seal { round, payload, transport, transport_bytes, base, holding: reader.take() }
 }
 
 fn read_vote(mut reader: Reader<'_>) -> ManifestVote {
@@ -243,9 +275,10 @@ mod tests {
             seal: Some(Seal {
                 round: Round(258),
                 payload: PayloadHash([1; 32]),
-                payload_bytes: 0x0102_0304,
+                transport: TransportHash([8; 32]),
+                transport_bytes: 0x0102_0304_0506,
                 base: Digest([2; 32]),
-                holding: Digest([3; 32]),
+                holding: [3; 16],
             }),
             manifest: Some(ManifestVote { round: Round(257), manifest: ManifestHash([9; 32]) }),
         }
@@ -272,10 +305,11 @@ mod tests {
         assert_eq!(fields.iter().map(Vec::len).collect::<Vec<_>>(), [IDENTITY_BYTES, SEAL_BYTES, VOTE_BYTES]);
         assert_eq!(fields[0][..2], [1, 0]);
         assert_eq!(fields[0][34..38], [7, 0, 0, 0]);
-        assert_eq!(fields[1][..10], [1, 2, 1, 0, 0, 0, 0, 0, 0, 1]);
-        assert_eq!(fields[1][41..49], [4, 3, 2, 1, 0, 0, 0, 0]);
+        assert_eq!(fields[1][..10], [2, 2, 1, 0, 0, 0, 0, 0, 0, 1]);
+        assert_eq!(fields[1][40..80], [&[1; 1][..], &[8; 32], &[6, 5, 4, 3, 2, 1], &[2]].concat());
+        assert_eq!(fields[1][110..], [&[2; 1][..], &[3; 16]].concat());
         assert_eq!(fields[2][..10], [1, 1, 1, 0, 0, 0, 0, 0, 0, 9]);
-        assert!(fields.iter().map(Vec::len).sum::<usize>() <= 3100 / 12);
+        assert!(fields.iter().all(|field| field.len() < 128));
     }
 
     #[test]
@@ -289,11 +323,12 @@ mod tests {
         assert_eq!(parse(|_| ()), Ok(commitment()));
         assert_eq!(parse(|fields| fields.truncate(2)), Err(CommitmentError::FieldCount { n_fields: 2 }));
         assert_eq!(parse(|fields| fields.push(vec![])), Err(CommitmentError::FieldCount { n_fields: 4 }));
-        let long = CommitmentError::FieldLength { field: 1, bytes: 114, expected: 113 };
+        let long = CommitmentError::FieldLength { field: 1, bytes: 128, expected: 127 };
         assert_eq!(parse(|fields| fields[1].push(0)), Err(long));
         let short = CommitmentError::FieldLength { field: 0, bytes: 1, expected: 102 };
         assert_eq!(parse(|fields| fields[0].truncate(1)), Err(short));
         assert_eq!(parse(|fields| fields[2][0] = 2), Err(CommitmentError::Version { field: 2, version: 2 }));
+        assert_eq!(parse(|fields| fields[1][0] = 1), Err(CommitmentError::Version { field: 1, version: 1 }));
         assert_eq!(parse(|fields| fields[0][1] = 1), Err(CommitmentError::Flags { flags: 1 }));
         assert_eq!(parse(|fields| fields.iter_mut().for_each(Vec::clear)), Ok(Commitment::default()));
     }
@@ -301,14 +336,14 @@ mod tests {
     proptest! {
         #[test]
         fn what_parses_is_written_back_byte_for_byte(
-            sizes in prop::collection::vec(prop::sample::select(vec![0, 41, 102, 113, 200]), 0..5),
+            sizes in prop::collection::vec(prop::sample::select(vec![0, 41, 102, 127, 200]), 0..5),
             bytes in prop::collection::vec(any::<u8>(), 200),
             proper in any::<bool>(),
         ) {
             let fields: Vec<Vec<u8>> = if proper {
                 let mut fields = [IDENTITY_BYTES, SEAL_BYTES, VOTE_BYTES].map(|size| bytes[..size].to_vec());
-                for field in &mut fields {
-                    field[0] = VERSION;
+                for (field, version) in fields.iter_mut().zip([VERSION, SEAL_VERSION, VERSION]) {
+                    field[0] = version;
                 }
                 fields[0][1] = 0;
                 fields.into()

@@ -1,8 +1,8 @@
 //! Fast checks: what must hold before a payload is worth evaluating, each with its own reason.
 //!
 //! They come in two halves, cheapest first. [`check_seal`] needs the chain alone and runs before a byte is fetched;
-//! [`check_payload`] holds the fetched payload against its seal. What the payload's parser checks by itself (records,
-//! scales, levels, canonical form) arrives here as [`RejectReason::Malformed`] with the parser's label.
+//! [`check_payload`] holds the fetched payload against its seal. What decoder and parser check by themselves (the transport
+//! coding; records, scales, levels, canonical form) arrives here as [`RejectReason::Malformed`] with their label.
 //!
 //! Against the reference run's code: that trusted the storage provider's clock for "in time" and accepted overwriting
 //! inside the window; here a seal is a hash on chain, and the block it is in is its time. That checked a peer's base by
@@ -34,10 +34,10 @@ pub enum RejectReason {
         sealed_at: Block,
     },
     /// The sealed size is more than any payload of the run has.
-    #[error("{payload_bytes} bytes sealed, at most {max} are possible")]
+    #[error("{sealed} bytes sealed, at most {max} are possible")]
     TooLarge {
         /// The size in the seal.
-        payload_bytes: u64,
+        sealed: u64,
         /// The largest possible size.
         max: u64,
     },
@@ -50,10 +50,10 @@ pub enum RejectReason {
     /// No holder delivered the payload in the gather window.
     #[error("nobody delivered the payload")]
     Missing,
-    /// The delivered bytes are not those that were sealed.
-    #[error("the bytes are not those that were sealed")]
+    /// The delivered bytes decode to another payload than was sealed.
+    #[error("the bytes decode to another payload than was sealed")]
     HashMismatch,
-    /// The payload has another size than was sealed.
+    /// The transport coding has another size than was sealed.
     #[error("{got} bytes delivered, {sealed} sealed")]
     SizeMismatch {
         /// The size in the seal.
@@ -61,7 +61,7 @@ pub enum RejectReason {
         /// The size there is.
         got: u64,
     },
-    /// The payload's parser refused it; its label for the reason.
+    /// Decoder or parser refused the payload; their label for the reason.
     #[error("malformed: {0}")]
     Malformed(String),
     /// A payload of another run.
@@ -166,12 +166,12 @@ pub struct SealClaim {
     pub round: Round,
     /// The payload's hash.
     pub payload: PayloadHash,
-    /// The payload's size in bytes.
-    pub payload_bytes: u64,
+    /// The size of its transport coding in bytes.
+    pub transport_bytes: u64,
     /// The digest of the parameters it was made from.
     pub base: Digest,
-    /// The keyed digest of sampled chunks of those parameters.
-    pub holding: [u8; 32],
+    /// Of the keyed digest of sampled chunks of those parameters.
+    pub holding: [u8; 16],
     /// The block that holds the commitment.
     pub sealed_at: Block,
 }
@@ -181,8 +181,8 @@ pub struct SealClaim {
 pub struct PayloadFacts {
     /// BLAKE3 of the canonical bytes.
     pub hash: PayloadHash,
-    /// How many bytes they are.
-    pub bytes: u64,
+    /// How many bytes its transport coding has.
+    pub transport_bytes: u64,
     /// BLAKE3 of the records alone, without header and signature: equal for a payload that was signed anew.
     pub records: [u8; 32],
     /// The header's run.
@@ -218,12 +218,12 @@ pub struct Expected<'a> {
     pub base: Digest,
     /// The tensor layout's hash.
     pub layout: LayoutHash,
-    /// The largest payload the layout allows, in bytes.
-    pub payload_bytes_max: u64,
+    /// The largest transport coding the layout allows, in bytes.
+    pub transport_bytes_max: u64,
     /// `inner.steps`.
     pub inner_steps_max: u32,
     /// The keyed digest this peer must have sealed; `None` on a node that does not hold θ_t and so cannot judge it.
-    pub holding: Option<[u8; 32]>,
+    pub holding: Option<[u8; 16]>,
     /// [`PayloadFacts::records`] of the payloads of earlier rounds.
     pub earlier_records: &'a BTreeSet<[u8; 32]>,
 }
@@ -237,8 +237,8 @@ pub fn check_seal(claim: &SealClaim, expected: &Expected) -> Result<(), RejectRe
     require(claim.round == expected.round, || RejectReason::SealedForOtherRound)?;
     let sealed_at = claim.sealed_at;
     require(expected.blocks.contains(&sealed_at), || RejectReason::NotSealedInTime { sealed_at })?;
-    let (payload_bytes, max) = (claim.payload_bytes, expected.payload_bytes_max);
-    require(payload_bytes <= max, || RejectReason::TooLarge { payload_bytes, max })?;
+    let (sealed, max) = (claim.transport_bytes, expected.transport_bytes_max);
+    require(sealed <= max, || RejectReason::TooLarge { sealed, max })?;
     require(claim.base == expected.base, || RejectReason::WrongBase)?;
     require(expected.holding.is_none_or(|holding| claim.holding == holding), || RejectReason::HoldingProof)
 }
@@ -248,7 +248,7 @@ pub fn check_seal(claim: &SealClaim, expected: &Expected) -> Result<(), RejectRe
 /// # Errors
 /// The first reason for which the contribution does not count.
 pub fn check_payload(claim: &SealClaim, facts: &PayloadFacts, expected: &Expected) -> Result<(), RejectReason> {
-    let (sealed, got) = (claim.payload_bytes, facts.bytes);
+    let (sealed, got) = (claim.transport_bytes, facts.transport_bytes);
     require(sealed == got, || RejectReason::SizeMismatch { sealed, got })?;
     require(claim.payload == facts.hash, || RejectReason::HashMismatch)?;
     require(facts.run_id == expected.run_id, || RejectReason::WrongRun)?;
@@ -287,9 +287,9 @@ mod tests {
             hotkey: hotkey(1),
             round: Round(5),
             payload: PayloadHash([2; 32]),
-            payload_bytes: 1000,
+            transport_bytes: 1000,
             base: Digest([3; 32]),
-            holding: [4; 32],
+            holding: [4; 16],
             sealed_at: Block(59),
         }
     }
@@ -297,7 +297,7 @@ mod tests {
     fn facts() -> PayloadFacts {
         PayloadFacts {
             hash: PayloadHash([2; 32]),
-            bytes: 1000,
+            transport_bytes: 1000,
             records: [5; 32],
             run_id: RunId([6; 32]),
             round: Round(5),
@@ -318,9 +318,9 @@ mod tests {
             uid: Some(Uid(7)),
             base: Digest([3; 32]),
             layout: LayoutHash([8; 32]),
-            payload_bytes_max: 1000,
+            transport_bytes_max: 1000,
             inner_steps_max: 30,
-            holding: Some([4; 32]),
+            holding: Some([4; 16]),
             earlier_records,
         }
     }
@@ -344,14 +344,14 @@ mod tests {
         refused(|claim, _, _| claim.round = Round(4), RejectReason::SealedForOtherRound);
         refused(|claim, _, _| claim.sealed_at = Block(60), RejectReason::NotSealedInTime { sealed_at: Block(60) });
         refused(|claim, _, _| claim.sealed_at = Block(49), RejectReason::NotSealedInTime { sealed_at: Block(49) });
-        refused(|claim, _, _| claim.payload_bytes = 1001, RejectReason::TooLarge { payload_bytes: 1001, max: 1000 });
+        refused(|claim, _, _| claim.transport_bytes = 1001, RejectReason::TooLarge { sealed: 1001, max: 1000 });
         refused(|claim, _, _| claim.base = Digest([0; 32]), RejectReason::WrongBase);
-        refused(|claim, _, _| claim.holding = [0; 32], RejectReason::HoldingProof);
+        refused(|claim, _, _| claim.holding = [0; 16], RejectReason::HoldingProof);
     }
 
     #[test]
     fn a_payload_that_is_not_what_was_sealed_is_refused_by_its_reason() {
-        refused(|_, facts, _| facts.bytes = 999, RejectReason::SizeMismatch { sealed: 1000, got: 999 });
+        refused(|_, facts, _| facts.transport_bytes = 999, RejectReason::SizeMismatch { sealed: 1000, got: 999 });
         refused(|_, facts, _| facts.hash = PayloadHash([0; 32]), RejectReason::HashMismatch);
         refused(|_, facts, _| facts.run_id = RunId([0; 32]), RejectReason::WrongRun);
         refused(|_, facts, _| facts.round = Round(4), RejectReason::WrongRound);
@@ -382,6 +382,6 @@ mod tests {
     fn a_node_without_the_parameters_does_not_judge_who_holds_them() {
         let earlier = BTreeSet::new();
         let expected = Expected { holding: None, ..expected(&earlier) };
-        assert_eq!(check_seal(&SealClaim { holding: [0; 32], ..claim() }, &expected), Ok(()));
+        assert_eq!(check_seal(&SealClaim { holding: [0; 16], ..claim() }, &expected), Ok(()));
     }
 }

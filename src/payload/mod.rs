@@ -9,7 +9,7 @@
 //!
 //! The length follows from layout and run spec alone ([`len`]), so it is checked before a byte is fetched, and nothing in the bytes
 //! sizes an allocation (C-3). Every field has one encoding (C-2): a payload that parses is, byte for byte, the one that its
-//! content seals to. The [`PayloadHash`] is the plain BLAKE3 of all bytes, which is also their address on the network.
+//! content seals to. The [`PayloadHash`] is the plain BLAKE3 of all bytes. What travels is their [`transport`] coding.
 //!
 //! The reference run's wire is a serialised dictionary without signature or hash, 20 bits a value; this one is 9.1 to 10.1.
 

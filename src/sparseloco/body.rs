@@ -11,7 +11,7 @@ use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
 use super::levels::{Levels, MalformedLevels};
 use super::read::Reader;
 use super::record::{Format, MalformedRecord, Record};
-use super::simd::Simd;
+use super::simd::{Portable, Simd};
 
 /// A contribution that owns its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl<'a> BodyRef<'a> {
                 #[inline(always)]
                 || {
                     for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
-                        let record = body.record(chunk_idx);
+                        let record = reader.record(body, chunk_idx);
                         if !reader.accepts(record, valid) {
                             record.check(chunk_idx, valid)?;
                         }
@@ -155,15 +155,16 @@ fn for_each_value(layout: &Layout, body: BodyRef<'_>, mut f: impl FnMut(usize, f
             for tensor_idx in 0..layout.tensors().len() {
                 let levels = body.levels(tensor_idx);
                 for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
-                    let record = body.record(chunk_idx);
+                    let record = reader.record(body, chunk_idx);
                     let values = levels.values(record.scale());
                     let n_kept = body.format.kept_of(valid);
                     reader.for_each(
+                        Portable,
                         record,
                         n_kept,
-                        values,
+                        values.map(|value| value.to_bits() as i32),
                         #[inline(always)]
-                        |position, value| f(chunk_idx * CHUNK_LEN + position, value),
+                        |position, value| f(chunk_idx * CHUNK_LEN + position, f32::from_bits(value as u32)),
                     );
                 }
             }
@@ -215,7 +216,7 @@ pub(super) fn norms_with(simd: Simd, layout: &Layout, body: BodyRef<'_>) -> Vec<
             #[inline(always)]
             || {
                 for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
-                    let record = body.record(chunk_idx);
+                    let record = reader.record(body, chunk_idx);
                     let counts = reader.code_counts(record, body.format.kept_of(valid));
                     for (count, value) in counts.into_iter().zip(levels.values(record.scale())) {
                         sum += f64::from(count) * (f64::from(value) * f64::from(value));
@@ -269,11 +270,10 @@ pub fn overlap(layout: &Layout, a: BodyRef<'_>, b: BodyRef<'_>) -> f64 {
 #[inline(always)]
 fn mark_rows(reader: &mut Reader, record: Record<'_>, n_kept: usize, rows: &mut [u64; BLOCK_EDGE]) {
     rows.fill(0);
-    reader.for_each(
+    reader.for_each_position(
         record,
         n_kept,
-        [(); 4],
         #[inline(always)]
-        |position, ()| rows[position / BLOCK_EDGE % BLOCK_EDGE] |= 1 << (position % BLOCK_EDGE),
+        |position| rows[position / BLOCK_EDGE % BLOCK_EDGE] |= 1 << (position % BLOCK_EDGE),
     );
 }

@@ -1,5 +1,6 @@
 //! Claims about the wire: the bytes of an independent writer, a reason for each fault, and that no bytes make it panic.
 
+mod codings;
 mod goldens;
 mod mutations;
 

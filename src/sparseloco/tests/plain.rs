@@ -63,6 +63,34 @@ impl Content {
         Self { levels, chunks: (0..layout.n_chunks()).map(chunk).collect() }
     }
 
+    /// That no other content has the same meaning: with that, and one way to write it, one content has one encoding.
+    pub fn assert_canonical(&self, layout: &Layout, keep: usize) {
+        for levels in &self.levels {
+            match levels {
+                Levels::OneBit => {}
+                Levels::TwoBit { low, high } => assert!(0 < *low && low < high && *high <= LEVEL_MAX, "{levels:?}"),
+                Levels::SigmaBins { shift, lookup } => {
+                    let fine = |n: &f32| n.abs() <= SIGMA_VALUE_MAX && n.to_bits() != (-0.0_f32).to_bits();
+                    assert!(fine(shift) && lookup.iter().all(fine), "{levels:?}");
+                }
+            }
+        }
+        for (chunk_idx, chunk) in self.chunks.iter().enumerate() {
+            let valid = layout.valid(layout.tensor_of(chunk_idx), chunk_idx);
+            let positions = &chunk.positions;
+            assert_eq!(positions.len(), keep.min(valid.count()), "chunk {chunk_idx}");
+            assert!(positions.is_sorted_by(|a, b| a < b), "chunk {chunk_idx}: {positions:?}");
+            assert!(positions.iter().all(|at| valid.contains(*at)), "chunk {chunk_idx}: {positions:?}");
+            if chunk.scale == 0 {
+                assert!(
+                    valid.positions().zip(positions).all(|(first, at)| first == *at),
+                    "chunk {chunk_idx} of scale 0"
+                );
+                assert!(chunk.codes.iter().all(|code| *code == 0), "chunk {chunk_idx} of scale 0");
+            }
+        }
+    }
+
     /// The bytes of levels and of records.
     pub fn bytes(&self, quantiser: Quantiser, keep: usize) -> (Vec<u8>, Vec<u8>) {
         let (mut levels, mut records) = (Vec::new(), Vec::new());

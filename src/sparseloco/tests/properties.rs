@@ -1,10 +1,14 @@
 //! Claims about any layout, any k, any input: what is decoded is what was quantised, nothing is lost, one content has one encoding,
 //! and an outer step depends on nothing but the set of contributions.
 
+use std::sync::Mutex;
+
 use proptest::prelude::*;
 
 use super::plain::{Chunk, Content, value};
 use super::*;
+use crate::digest::digest;
+use crate::pool::{Inline, Pool};
 
 fn quantisers() -> impl Strategy<Value = Quantiser> {
     prop::sample::select(QUANTISERS.map(|(quantiser, _)| quantiser).to_vec())
@@ -159,7 +163,7 @@ proptest! {
         prop_assert_eq!(bits(&decode(&layout, body)), bits(&sent));
         let rest: Vec<f32> = a.iter().zip(&sent).map(|(a, sent)| a - sent).collect();
         prop_assert_eq!(bits(&kept), bits(&rest), "C-1");
-        Undo::from_values(encoded.undo.values().to_vec()).restore(&layout, body, &mut kept);
+        encoded.undo.restore(&layout, body, &mut kept);
         prop_assert_eq!(bits(&kept), bits(&a), "undo");
         let checked = BodyRef::check(&layout, Format::of(&spec), &level_bytes, &record_bytes);
         prop_assert!(checked.is_ok(), "{:?}", checked);
@@ -183,10 +187,84 @@ proptest! {
         let (levels, records) = bytes.split_at(levels.len());
         if let Ok(body) = BodyRef::check(&layout, Format::of(&spec), levels, records) {
             let content = Content::of(&layout, body);
+            content.assert_canonical(&layout, keep);
             prop_assert_eq!(content.bytes(quantiser, keep), (levels.to_vec(), records.to_vec()));
             let values = content.values(&layout);
             prop_assert!(values.iter().all(|value| value.abs() <= 128.0));
             prop_assert_eq!(bits(&decode(&layout, body)), bits(&values));
+        }
+    }
+}
+
+/// Does the jobs in another order than they come.
+struct Shuffled(usize);
+
+impl Pool for Shuffled {
+    fn for_each<J: Send>(&self, jobs: impl Iterator<Item = J> + Send, work: impl Fn(J) + Sync) {
+        let mut jobs: Vec<J> = jobs.collect();
+        while !jobs.is_empty() {
+            work(jobs.swap_remove(self.0 % jobs.len()));
+        }
+    }
+}
+
+/// So many threads, each of which takes a job when it is free.
+struct Threads(usize);
+
+#[allow(clippy::disallowed_methods, reason = "a test brings threads of its own")]
+impl Pool for Threads {
+    fn for_each<J: Send>(&self, jobs: impl Iterator<Item = J> + Send, work: impl Fn(J) + Sync) {
+        let (jobs, work) = (Mutex::new(jobs), &work);
+        let next = || jobs.lock().unwrap().next();
+        std::thread::scope(|scope| {
+            for _ in 0..self.0 {
+                scope.spawn(|| {
+                    while let Some(job) = next() {
+                        work(job)
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// That a pool and an instruction set make, byte for byte, what one thread makes without vectors.
+fn check_alike(pool: &impl Pool, simd: Simd, layout: &Layout, spec: &SparseSpec, error: &[f32], delta: &[f32]) {
+    let (mut plain, mut other) = (error.to_vec(), error.to_vec());
+    let want = encode_on(&Inline, Simd::Portable, layout, spec, &mut plain, delta).unwrap();
+    let got = encode_on(pool, simd, layout, spec, &mut other, delta).unwrap();
+    assert!(got.body == want.body, "{simd:?}: the contribution");
+    assert_eq!(bits(&other), bits(&plain), "{simd:?}: what stays");
+    got.undo.restore(layout, want.body.view(), &mut other);
+    want.undo.restore(layout, got.body.view(), &mut plain);
+    assert_eq!(bits(&other), bits(&plain), "{simd:?}: undo");
+    assert_eq!((got.report.kept, got.report.zero_chunks), (want.report.kept, want.report.zero_chunks));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(192))]
+    #[test]
+    fn neither_threads_nor_order_nor_vectors_change_a_byte(
+        layout in layouts(), quantiser in quantisers(), keep in keeps(), kind in kinds(), seed in 0_u32..1000,
+        turn in 0_usize..100, n_threads in 1_usize..=4,
+    ) {
+        let spec = spec(quantiser, keep);
+        let (error, delta) = (input(&layout, kind, seed), input(&layout, kind, seed + 1000));
+        for simd in Simd::available() {
+            check_alike(&Shuffled(turn), simd, &layout, &spec, &error, &delta);
+            check_alike(&Threads(n_threads), simd, &layout, &spec, &error, &delta);
+        }
+    }
+}
+
+#[test]
+fn a_tensor_of_many_jobs_is_the_same_on_any_number_of_threads() {
+    // A thousand chunks in one tensor are cut into several jobs.
+    let layout = layout(&[&[64, 64 * 1000], &[70, 70]]);
+    let (error, delta) = (noise_of(&layout, 1), heavy_noise_of(&layout, 2));
+    for (quantiser, _) in QUANTISERS {
+        for n_threads in [1, 2, 3, 7] {
+            check_alike(&Threads(n_threads), Simd::best(), &layout, &spec(quantiser, 64), &error, &delta);
         }
     }
 }
@@ -209,7 +287,7 @@ proptest! {
         layout in layouts(), quantiser in quantisers(), keep in keeps(), n in 1..=CONTRIBUTIONS_MAX, seed in 0_u32..100,
         aggregation in prop::sample::select(vec![Aggregation::MeanOfAll, Aggregation::MeanOfSenders]),
         order in prop::collection::vec(any::<u32>(), CONTRIBUTIONS_MAX),
-        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6), backwards: bool,
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..6), backwards: bool, pick in 0_usize..12, n_threads in 1_usize..=4,
     ) {
         let spec = SparseSpec { aggregation, lr_outer: 0.7, ..spec(quantiser, keep) };
         let bodies = contributions(&layout, &spec, n, seed);
@@ -221,7 +299,9 @@ proptest! {
         let mut shuffled: Vec<usize> = (0..n).collect();
         shuffled.sort_by_key(|i| order[*i]);
         let views: Vec<BodyRef<'_>> = shuffled.iter().map(|i| bodies[*i].view()).collect();
-        let step = OuterStep::new(&layout, &spec, &views);
+        let simds: Vec<Simd> = Simd::available().collect();
+        let pool = Shuffled(backwards.into());
+        let step = OuterStep::new(&pool, simds[pick % simds.len()], &layout, &spec, &views);
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut.index(layout.n_chunks() + 1)).collect();
         cuts.extend([0, layout.n_chunks()]);
         cuts.sort_unstable();
@@ -229,7 +309,7 @@ proptest! {
         if backwards {
             ranges.reverse();
         }
-        let (mut theta, mut coordinates) = (start, 0);
+        let (mut theta, mut coordinates) = (start.clone(), 0);
         for range in ranges {
             coordinates += step.apply(range.clone(), &mut theta[range.start * CHUNK_LEN..range.end * CHUNK_LEN]);
         }
@@ -239,5 +319,11 @@ proptest! {
         for (i, own) in shuffled.iter().zip(&shuffled_report.contributions) {
             prop_assert_eq!(own, &report.contributions[*i]);
         }
+        let mut theta = start.clone();
+        prop_assert_eq!(step.run(&pool, &mut theta), coordinates);
+        prop_assert_eq!(bits(&theta), bits(&want));
+        let mut theta = start;
+        prop_assert_eq!(step.run_and_digest(&Threads(n_threads), &mut theta), (coordinates, digest(&want)));
+        prop_assert_eq!(bits(&theta), bits(&want));
     }
 }
