@@ -16,7 +16,7 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
     Bench {
         name: "first-light",
         package: "convoke-node",

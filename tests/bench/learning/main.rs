@@ -35,9 +35,10 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The rows of the table. A 146th of fp32's bytes, which 12 + 2 bits take at k = 64, buys 110 signs a chunk or 92 values of
 /// two bits. DiLoCo without momentum, at α = 1, is plain averaging: what compression loses is the distance to it.
-const METHODS: [&str; 15] = [
+const METHODS: [&str; 16] = [
     "adamw",
     "diloco alpha=0.7 momentum=0.9",
+    "diloco alpha=0.4 momentum=0.9",
     "diloco alpha=1 momentum=0",
     "sparse none mean-of-all k=64",
     "sparse none mean-of-senders k=64",
