@@ -144,9 +144,9 @@ impl Reader {
     #[inline(always)]
     fn read_rows_of(&mut self, word: u64, bits: usize, ones: usize) -> usize {
         // In each byte: the ones in it, then those in it and in all before it.
-        let pairs = word - (word >> 1 & 0x55 * EACH_BYTE);
-        let fours = (pairs & 0x33 * EACH_BYTE) + (pairs >> 2 & 0x33 * EACH_BYTE);
-        let through = ((fours + (fours >> 4)) & 0x0f * EACH_BYTE).wrapping_mul(EACH_BYTE);
+        let pairs = word - ((word >> 1) & (0x55 * EACH_BYTE));
+        let fours = (pairs & (0x33 * EACH_BYTE)) + ((pairs >> 2) & (0x33 * EACH_BYTE));
+        let through = ((fours + (fours >> 4)) & (0x0f * EACH_BYTE)).wrapping_mul(EACH_BYTE);
         for byte_idx in 0..8 {
             let before = ones + ((through << 8) >> (8 * byte_idx) & 0xff) as usize;
             let byte = (word >> (8 * byte_idx) & 0xff) as usize;
@@ -199,16 +199,16 @@ impl Reader {
         mut f: impl FnMut(usize, i32),
     ) {
         self.positions(record, n_kept);
-        let blocks = self.positions.as_chunks::<BLOCK>().0;
-        for block in 0..n_kept.div_ceil(BLOCK) {
+        let blocks = &self.positions.as_chunks::<BLOCK>().0[..n_kept.div_ceil(BLOCK)];
+        for (block, positions) in blocks.iter().enumerate() {
             let numbers = lanes.choose(self.planes(record, block), table);
             let n_here = n_kept - block * BLOCK;
             if n_here >= BLOCK {
-                for (position, number) in blocks[block].iter().zip(&numbers) {
+                for (position, number) in positions.iter().zip(&numbers) {
                     f(usize::from(*position), *number);
                 }
             } else {
-                for (position, number) in blocks[block][..n_here].iter().zip(&numbers) {
+                for (position, number) in positions[..n_here].iter().zip(&numbers) {
                     f(usize::from(*position), *number);
                 }
             }

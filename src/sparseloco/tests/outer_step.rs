@@ -152,9 +152,10 @@ fn by_the_definition(layout: &Layout, spec: &SparseSpec, bodies: &[Body], theta:
     coordinates
 }
 
-/// Threads of a test.
+/// So many threads, each of which takes a job when it is free.
 struct Threads(usize);
 
+#[allow(clippy::disallowed_methods, reason = "a test brings threads of its own")]
 impl Pool for Threads {
     fn for_each<J: Send>(&self, jobs: impl Iterator<Item = J> + Send, work: impl Fn(J) + Sync) {
         let jobs = std::sync::Mutex::new(jobs);
