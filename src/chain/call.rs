@@ -89,6 +89,16 @@ pub enum Call {
     },
 }
 
+impl Call {
+    /// Whether its parts fit the chain's bounded types; a call that does not cannot even be decoded there.
+    pub(super) fn has_encoding(&self) -> bool {
+        match self {
+            Self::SetCommitment { fields, .. } => fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX),
+            _ => true,
+        }
+    }
+}
+
 /// The blocks in which a call is valid: `birth ..  birth + period`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Era {
@@ -118,6 +128,9 @@ pub struct SignedCall {
 }
 
 /// A call whose signature was found good: what the rules work on.
+///
+/// There are two ways to one, and no third: [`SignedCall::verify`], and [`VerifiedCall::trust`] for a host that checks
+/// signatures of another encoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedCall {
     /// Names the call in a receipt.
@@ -126,12 +139,29 @@ pub struct VerifiedCall {
     pub signer: AccountId,
     /// How many calls of this signer came before.
     pub nonce: u64,
-    /// First block it is valid in.
+    /// The block it was made on; it is valid after it.
     pub birth: u64,
     /// Blocks it is valid for.
     pub period: u64,
     /// What is asked.
     pub call: Call,
+    /// Keeps others from writing one down.
+    is_verified: IsVerified,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct IsVerified;
+
+impl VerifiedCall {
+    /// A call whose signature the caller has verified himself: over signer, nonce, life (birth and period) and call,
+    /// over this chain's genesis hash, and over the hash of the birth block on this fork. `hash` names it in its
+    /// receipt; no two calls share one.
+    ///
+    /// Nonce, era, and every rule of the call are still the ledger's to check.
+    #[must_use]
+    pub fn trust(hash: [u8; 32], signer: AccountId, nonce: u64, (birth, period): (u64, u64), call: Call) -> Self {
+        Self { hash, signer, nonce, birth, period, call, is_verified: IsVerified }
+    }
 }
 
 impl SignedCall {
@@ -166,14 +196,8 @@ impl SignedCall {
         if !hotkey::verify(&self.signer, &bytes, &self.signature) {
             return Err(Invalid::BadProof);
         }
-        Ok(VerifiedCall {
-            hash: self.hash(),
-            signer: self.signer,
-            nonce: self.nonce,
-            birth: self.birth,
-            period: self.period,
-            call: self.call.clone(),
-        })
+        let life = (self.birth, self.period);
+        Ok(VerifiedCall::trust(self.hash(), self.signer, self.nonce, life, self.call.clone()))
     }
 }
 

@@ -10,8 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::call::{
-    AccountId, BLOCK_HASH_COUNT, Call, DispatchError, ERA_PERIOD, Era, FIELD_BYTES_MAX, Invalid, SignedCall,
-    VerifiedCall,
+    AccountId, BLOCK_HASH_COUNT, Call, DispatchError, ERA_PERIOD, Era, Invalid, SignedCall, VerifiedCall,
 };
 use super::genesis::{Genesis, GenesisError};
 use super::metagraph::{Committed, Metagraph};
@@ -74,6 +73,13 @@ pub struct Receipt {
     pub verdict: Verdict,
 }
 
+/// A call at the door of a block, under the name that its receipt will have.
+struct Entrant {
+    hash: [u8; 32],
+    signer: AccountId,
+    call: Result<VerifiedCall, Invalid>,
+}
+
 /// The chain at a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ledger {
@@ -123,24 +129,39 @@ impl Ledger {
     /// Makes the next block of these calls, in this order. Its time is `timestamp_ms`, or one past its parent's if that
     /// is later.
     pub fn step(&mut self, timestamp_ms: u64, calls: &[SignedCall]) -> (Vec<Event>, Vec<Receipt>) {
-        let verified: Vec<_> = calls.iter().map(|call| (call.hash(), call.signer, self.verify(call))).collect();
+        let entrant = |call: &SignedCall| Entrant { hash: call.hash(), signer: call.signer, call: self.verify(call) };
+        let entrants = calls.iter().map(entrant).collect();
+        self.make_block(timestamp_ms, entrants)
+    }
+
+    /// [`Self::step`] for calls whose signatures were verified elsewhere.
+    pub fn step_verified(&mut self, timestamp_ms: u64, calls: Vec<VerifiedCall>) -> (Vec<Event>, Vec<Receipt>) {
+        let entrant = |call: VerifiedCall| {
+            let is_living = self.living_birth(&call.call, call.birth, call.period);
+            Entrant { hash: call.hash, signer: call.signer, call: is_living.map(|_| call) }
+        };
+        let entrants = calls.into_iter().map(entrant).collect();
+        self.make_block(timestamp_ms, entrants)
+    }
+
+    fn make_block(&mut self, timestamp_ms: u64, entrants: Vec<Entrant>) -> (Vec<Event>, Vec<Receipt>) {
         let block = Block(self.header.number.0 + 1);
         let mut events = self.state.begin_block(block);
-        let mut receipts = Vec::with_capacity(calls.len());
+        let mut receipts = Vec::with_capacity(entrants.len());
         let mut included = blake3::Hasher::new_derive_key("convoke 2026-11 development chain calls v1");
         let mut index = 0;
-        for (call, signer, verified) in verified {
-            let valid = verified.and_then(|verified| self.state.validate(&verified, block).map(|()| verified));
+        for Entrant { hash, signer, call } in entrants {
+            let valid = call.and_then(|call| self.state.validate(&call, block).map(|()| call));
             let verdict = match valid {
                 Err(invalid) => Verdict::Refused(invalid),
-                Ok(verified) => {
-                    included.update(&call);
-                    let result = self.state.apply(&verified, block, index, &mut events);
+                Ok(call) => {
+                    included.update(&hash);
+                    let result = self.state.apply(&call, block, index, &mut events);
                     index += 1;
                     Verdict::Included { index: index - 1, result }
                 }
             };
-            receipts.push(Receipt { call, signer, verdict });
+            receipts.push(Receipt { call: hash, signer, verdict });
         }
         self.header = Header {
             number: block,
@@ -162,24 +183,32 @@ impl Ledger {
     /// # Errors
     /// The first check that it does not pass. [`Invalid::Future`] may wait; every other must be made anew or given up.
     pub fn validate(&self, call: &SignedCall) -> Result<(), Invalid> {
-        let verified = self.verify(call)?;
-        self.state.validate(&verified, Block(self.header.number.0 + 1))
+        self.validate_verified(&self.verify(call)?)
     }
 
-    /// Signature and era, which do not depend on what else is in the block.
+    /// [`Self::validate`] for a call whose signature was verified elsewhere.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn validate_verified(&self, call: &VerifiedCall) -> Result<(), Invalid> {
+        self.living_birth(&call.call, call.birth, call.period)?;
+        self.state.validate(call, Block(self.header.number.0 + 1))
+    }
+
     fn verify(&self, call: &SignedCall) -> Result<VerifiedCall, Invalid> {
-        let fits = |fields: &Vec<Vec<u8>>| fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX);
-        let has_encoding = match &call.call {
-            Call::SetCommitment { fields, .. } => fits(fields),
-            _ => true,
-        };
-        if !has_encoding || !call.period.is_power_of_two() || !(4..=65_536).contains(&call.period) {
+        let birth_hash = self.living_birth(&call.call, call.birth, call.period)?;
+        call.verify(&self.state.genesis, birth_hash)
+    }
+
+    /// What depends neither on the signature nor on the rest of the block: that the call has an encoding, and that its
+    /// era lasts. Gives the birth block's hash, which the signature must be over.
+    fn living_birth(&self, call: &Call, birth: u64, period: u64) -> Result<BlockHash, Invalid> {
+        if !call.has_encoding() || !period.is_power_of_two() || !(4..=65_536).contains(&period) {
             return Err(Invalid::Undecodable);
         }
         let block = self.header.number.0 + 1;
-        let is_living = call.birth < block && block < call.birth.saturating_add(call.period);
-        let birth_hash = self.hashes.get(&call.birth).filter(|_| is_living).ok_or(Invalid::AncientBirthBlock)?;
-        call.verify(&self.state.genesis, *birth_hash)
+        let is_living = birth < block && block < birth.saturating_add(period);
+        self.hashes.get(&birth).copied().filter(|_| is_living).ok_or(Invalid::AncientBirthBlock)
     }
 
     /// The block's header.
@@ -425,6 +454,27 @@ mod tests {
         assert_eq!(ledger.validate(&odd), Err(Invalid::Undecodable));
         let long = Call::SetCommitment { netuid: NETUID, fields: vec![vec![0; 513]] };
         assert_eq!(ledger.validate(&sign(&ledger, 1, long)), Err(Invalid::Undecodable));
+    }
+
+    #[test]
+    fn a_call_verified_elsewhere_passes_every_check_but_the_signatures() {
+        let mut ledger = ledger();
+        ledger.step(0, &[]);
+        let trust = |name: u8, nonce, birth, period| {
+            VerifiedCall::trust([name; 32], pair(1).hotkey(), nonce, (birth, period), commit(name))
+        };
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 1, 64)), Ok(()));
+        assert_eq!(ledger.validate_verified(&trust(1, 1, 1, 64)), Err(Invalid::Future));
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 1, 63)), Err(Invalid::Undecodable));
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 2, 64)), Err(Invalid::AncientBirthBlock));
+        let calls = vec![trust(1, 0, 1, 64), trust(2, 0, 1, 64), trust(3, 1, 9, 64)];
+        let (_, receipts) = ledger.step_verified(0, calls);
+        let said: Vec<_> = receipts.iter().map(|receipt| (receipt.call[0], receipt.signer, receipt.verdict)).collect();
+        let refused = |name, invalid| (name, pair(1).hotkey(), Verdict::Refused(invalid));
+        let expected =
+            [(1, pair(1).hotkey(), DONE), refused(2, Invalid::Stale), refused(3, Invalid::AncientBirthBlock)];
+        assert_eq!(said, expected);
+        assert_eq!(ledger.commitments()[&pair(1).hotkey()].fields, [vec![1; 8]]);
     }
 
     #[test]
