@@ -4,11 +4,11 @@
 //! and the checks of Subtensor's call-validity extension), which leaves no trace; or inside a block
 //! ([`DispatchError`]), which costs its nonce.
 //!
-//! Room for commit-reveal: a commit of weights is one more [`Call`] variant, and its errors are more names in the
-//! table.
+//! New calls are added at the end: a call's place is part of what its signature is over.
 
 use serde::{Deserialize, Serialize};
 
+use super::timelock::COMMIT_BYTES_MAX;
 use crate::hotkey::{self, HotkeyPair, SIGNATURE_LEN};
 use crate::terms::{BlockHash, Hotkey};
 
@@ -87,6 +87,44 @@ pub enum Call {
         /// Stake it has at least, in rao.
         stake: u64,
     },
+    /// Promises the signer's weights; the chain opens them by itself when their epoch has come.
+    CommitTimelockedWeights {
+        /// Where.
+        netuid: u16,
+        /// At most [`COMMIT_BYTES_MAX`]: [`LockedWeights`](super::timelock::LockedWeights), locked.
+        commit: Vec<u8>,
+        /// The beacon's round that they are locked until.
+        reveal_round: u64,
+        /// [`COMMIT_REVEAL_VERSION`](super::commit_reveal::COMMIT_REVEAL_VERSION).
+        commit_reveal_version: u16,
+    },
+    /// Promises the signer's weights, which he will reveal himself.
+    CommitWeights {
+        /// Where.
+        netuid: u16,
+        /// [`Reveal::hash`](super::commit_reveal::Reveal::hash).
+        commit_hash: [u8; 32],
+    },
+    /// Sets the weights that the signer promised.
+    RevealWeights {
+        /// Where.
+        netuid: u16,
+        /// Uids.
+        uids: Vec<u16>,
+        /// One for each, relative.
+        values: Vec<u16>,
+        /// What was hashed with them.
+        salt: Vec<u16>,
+        /// The version of the rules they were made by.
+        version_key: u64,
+    },
+    /// Lowers the number of slots; who is left is numbered anew. Signed by the subnet owner's coldkey, or by `sudo`.
+    SudoTrimToMaxAllowedUids {
+        /// Where.
+        netuid: u16,
+        /// Slots from now on.
+        max_n: u16,
+    },
 }
 
 impl Call {
@@ -94,6 +132,7 @@ impl Call {
     pub(super) fn has_encoding(&self) -> bool {
         match self {
             Self::SetCommitment { fields, .. } => fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX),
+            Self::CommitTimelockedWeights { commit, .. } => commit.len() <= COMMIT_BYTES_MAX,
             _ => true,
         }
     }
@@ -246,6 +285,12 @@ impl Invalid {
     pub const STAKE_TOO_LOW: Self = Self::Custom(1);
     /// `RateLimitExceeded`.
     pub const RATE_LIMIT: Self = Self::Custom(6);
+    /// `InvalidRevealRound`: the round is out, so nothing is locked until it.
+    pub const REVEAL_ROUND: Self = Self::Custom(15);
+    /// `CommitNotFound`.
+    pub const COMMIT_NOT_FOUND: Self = Self::Custom(16);
+    /// `CommitBlockNotInRevealRange`.
+    pub const NOT_IN_REVEAL_RANGE: Self = Self::Custom(17);
 }
 
 macro_rules! dispatch_errors {
@@ -278,8 +323,12 @@ macro_rules! dispatch_errors {
 }
 
 dispatch_errors! {
-    /// Only the genesis's `sudo` may make development calls.
+    /// Only the genesis's `sudo` may make development calls, only it or the owner those for a subnet's owner.
     "System" BadOrigin,
+    /// A number outside what the subnet may have.
+    "SubtensorModule" InvalidValue,
+    /// Too many of those that would be left may not be pruned.
+    "SubtensorModule" TrimmingWouldExceedMaxImmunePercentage,
     /// There is no such subnet.
     "SubtensorModule" SubnetNotExists,
     /// Registration is closed.
@@ -322,6 +371,22 @@ dispatch_errors! {
     "SubtensorModule" WeightVecLengthIsLow,
     /// One weight has more than its share.
     "SubtensorModule" MaxWeightExceeded,
+    /// Weights are set at once here, not committed.
+    "SubtensorModule" CommitRevealDisabled,
+    /// Locked in another form than the chain opens.
+    "SubtensorModule" IncorrectCommitRevealVersion,
+    /// Too soon after the last commit, or after registration.
+    "SubtensorModule" CommittingWeightsTooFast,
+    /// Ten of its commits wait already.
+    "SubtensorModule" TooManyUnrevealedCommits,
+    /// The hotkey has no open commit.
+    "SubtensorModule" NoWeightsCommitFound,
+    /// The epoch of its reveal has passed.
+    "SubtensorModule" ExpiredWeightCommit,
+    /// The epoch of its reveal has not come.
+    "SubtensorModule" RevealTooEarly,
+    /// The hotkey committed something else.
+    "SubtensorModule" InvalidRevealCommitHashNotMatch,
     /// The hotkey may not commit here: it has no slot.
     "Commitments" AccountNotAllowedCommit,
     /// More fields than three.

@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::call::{
     AccountId, BLOCK_HASH_COUNT, Call, DispatchError, ERA_PERIOD, Era, Invalid, SignedCall, VerifiedCall,
 };
+use super::commit_reveal::{HashedCommit, TimelockedCommit};
 use super::genesis::{Genesis, GenesisError};
 use super::metagraph::{Committed, Metagraph};
+use super::schedule::EpochSchedule;
 use super::state::State;
+use super::timelock::Pulse;
 use crate::terms::{Block, BlockHash, Hotkey, Uid};
 
 pub use super::state::Event;
@@ -88,6 +91,8 @@ pub struct Ledger {
     state: State,
     /// Hashes of the last [`BLOCK_HASH_COUNT`] blocks, this one included.
     hashes: BTreeMap<u64, BlockHash>,
+    /// Pulses that the next block will hold.
+    announced: Vec<Pulse>,
 }
 
 /// Why stored bytes are no ledger.
@@ -123,7 +128,7 @@ impl Ledger {
             calls_root: [0; 32],
             state_root: state.root(),
         };
-        Ok(Self { header, hash, state, hashes: BTreeMap::from([(0, hash)]) })
+        Ok(Self { header, hash, state, hashes: BTreeMap::from([(0, hash)]), announced: Vec::new() })
     }
 
     /// Makes the next block of these calls, in this order. Its time is `timestamp_ms`, or one past its parent's if that
@@ -144,9 +149,15 @@ impl Ledger {
         self.make_block(timestamp_ms, entrants)
     }
 
+    /// Pulses of the beacon, in order, that the next block will hold; what they open is opened in the block after it.
+    /// The host vouches for them. One whose round is not after every other's is not taken.
+    pub fn announce(&mut self, pulses: impl IntoIterator<Item = Pulse>) {
+        self.announced.extend(pulses);
+    }
+
     fn make_block(&mut self, timestamp_ms: u64, entrants: Vec<Entrant>) -> (Vec<Event>, Vec<Receipt>) {
         let block = Block(self.header.number.0 + 1);
-        let mut events = self.state.begin_block(block);
+        let mut events = self.state.begin_block(block, &std::mem::take(&mut self.announced));
         let mut receipts = Vec::with_capacity(entrants.len());
         let mut included = blake3::Hasher::new_derive_key("convoke 2026-11 development chain calls v1");
         let mut index = 0;
@@ -275,9 +286,38 @@ impl Ledger {
             hyperparameters: subnet.hyperparameters.clone(),
             epoch_index: subnet.epoch_index,
             last_epoch: Block(subnet.last_epoch),
-            next_epoch: subnet.next_epoch(),
+            next_epoch: subnet.schedule().next(),
             burn: subnet.burn,
         }
+    }
+
+    /// The epoch schedule, from which a validator tells when its weights will be revealed.
+    #[must_use]
+    pub fn schedule(&self) -> EpochSchedule {
+        self.state.subnet.schedule()
+    }
+
+    /// The last round of the beacon that a block held; 0 before the first.
+    #[must_use]
+    pub fn last_round(&self) -> u64 {
+        self.state.pulses.last_round()
+    }
+
+    /// The beacon's pulses that are kept, in order.
+    pub fn pulses(&self) -> impl Iterator<Item = Pulse> {
+        self.state.pulses.iter()
+    }
+
+    /// Timelocked commits that wait, by the epoch they were made in.
+    #[must_use]
+    pub fn timelocked_commits(&self) -> &BTreeMap<u64, Vec<TimelockedCommit>> {
+        &self.state.subnet.open_commits.timelocked
+    }
+
+    /// Hashed commits that wait, by hotkey.
+    #[must_use]
+    pub fn hashed_commits(&self) -> &BTreeMap<Hotkey, Vec<HashedCommit>> {
+        &self.state.subnet.open_commits.hashed
     }
 
     /// Every hotkey's commitment.
@@ -317,7 +357,7 @@ impl Ledger {
         let mut hashes: BTreeMap<u64, BlockHash> =
             hashes.into_iter().filter(|(block, _)| block.0 >= oldest).map(|(block, hash)| (block.0, hash)).collect();
         hashes.insert(header.number.0, hash);
-        Ok(Self { header, hash, state, hashes })
+        Ok(Self { header, hash, state, hashes, announced: Vec::new() })
     }
 }
 
@@ -596,6 +636,20 @@ mod tests {
         assert_eq!(ledger.metagraph().neurons[3..], [neuron]);
         let failed = Verdict::Included { index: 0, result: Err(DispatchError::BadOrigin) };
         assert_eq!(run(&mut ledger, 100, ask(TAO)), failed);
+    }
+
+    #[test]
+    fn only_the_owner_and_sudo_trim() {
+        let mut genesis = genesis();
+        genesis.owner = Some(crate::chain::Owner { coldkey: pair(102).hotkey(), hotkey: pair(1).hotkey() });
+        let mut ledger = Ledger::new(&genesis).unwrap();
+        let trim = |netuid, max_n| Call::SudoTrimToMaxAllowedUids { netuid, max_n };
+        let failed = |error| Verdict::Included { index: 0, result: Err(error) };
+        assert_eq!(run(&mut ledger, 100, trim(NETUID, 64)), failed(DispatchError::BadOrigin));
+        assert_eq!(run(&mut ledger, 102, trim(9, 64)), failed(DispatchError::SubnetNotExists));
+        assert_eq!(run(&mut ledger, 102, trim(NETUID, 100)), DONE);
+        assert_eq!(run(&mut ledger, 101, trim(NETUID, 64)), DONE);
+        assert_eq!(ledger.metagraph().hyperparameters.max_allowed_uids, 64);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub(super) struct Member {
     pub(super) permit: bool,
     pub(super) last_update: u64,
     pub(super) registered_at: u64,
+    /// Block of its earliest commit of weights that is still to be revealed.
+    pub(super) committed_at: Option<u64>,
     pub(super) weights: Vec<(u16, u16)>,
     pub(super) bonds: Vec<(u16, u16)>,
 }
@@ -162,13 +164,14 @@ fn sparse(row: &[Q32]) -> Vec<(u16, u16)> {
 }
 
 /// Step 2: Weights that count: of those with a permit, not on themselves (the owner may), not on a neuron that took the
-/// slot since they were set; each row sums to one.
+/// slot since they were set, or since the author's earliest open commit; each row sums to one.
 fn valid_weights(members: &[Member], owner: Option<usize>) -> Matrix {
     let n = members.len();
     let mut weights = Matrix::of_rows(n, members.iter().map(|member| &member.weights[..])).map(|i, j, weight| {
         let on_itself = i == j && owner != Some(i);
         let outdated = members[i].last_update <= members[j].registered_at;
-        if members[i].permit && !on_itself && !outdated { weight } else { Q32::ZERO }
+        let uncommitted = members[i].committed_at.is_some_and(|block| block < members[j].registered_at);
+        if members[i].permit && !on_itself && !outdated && !uncommitted { weight } else { Q32::ZERO }
     });
     for i in 0..n {
         q32::normalise(weights.row_mut(i));
@@ -255,7 +258,15 @@ mod tests {
     fn validator(stake: u64, weights: &[(u16, u16)]) -> Member {
         let upscaled = max_upscale(&weights.iter().map(|(_, weight)| *weight).collect::<Vec<_>>());
         let weights = weights.iter().map(|(uid, _)| *uid).zip(upscaled).collect();
-        Member { stake, permit: true, last_update: 950, registered_at: 1, weights, bonds: Vec::new() }
+        Member {
+            stake,
+            permit: true,
+            last_update: 950,
+            registered_at: 1,
+            committed_at: None,
+            weights,
+            bonds: Vec::new(),
+        }
     }
 
     fn miner() -> Member {
@@ -299,6 +310,10 @@ mod tests {
 
     #[test]
     fn weights_without_a_permit_or_on_oneself_or_outdated_count_for_nothing() {
+        fn committed(members: &mut [Member], block: u64) {
+            members[5].registered_at = 900;
+            members.iter_mut().for_each(|member| member.committed_at = Some(block));
+        }
         let silent = |change: fn(&mut Vec<Member>)| {
             let mut members = recorded();
             change(&mut members);
@@ -310,6 +325,9 @@ mod tests {
         // The slot of uid 5 changed hands after the weights were set.
         assert_eq!(silent(|members| members[5].registered_at = 950)[5], 0);
         assert!(silent(|members| members[5].registered_at = 949)[5] > 0);
+        // They were set anew since, but the earliest commit that is still to be revealed is older than its holder.
+        assert_eq!(silent(|members| committed(members, 899))[5], 0);
+        assert!(silent(|members| committed(members, 900))[5] > 0);
     }
 
     #[test]
