@@ -225,14 +225,17 @@ impl Subnet {
         self.burn = raised.clamp(self.hyperparameters.min_burn, self.hyperparameters.max_burn);
     }
 
-    /// Gives permits to the k highest stakes; the same rule as at an epoch's end.
+    /// Gives permits to the k highest stakes, and to the owner; the same rule as at an epoch's end.
     pub(super) fn grant_permits(&mut self, stakes: &BTreeMap<Hotkey, u64>) {
-        let shares: Vec<u64> = self.slots.iter().map(|slot| stakes.get(&slot.hotkey).copied().unwrap_or(0)).collect();
-        let counted: Vec<u64> = shares
-            .into_iter()
-            .map(|stake| if stake < self.hyperparameters.stake_threshold { 0 } else { stake })
-            .collect();
-        let permits = top_k(&counted, usize::from(self.hyperparameters.max_allowed_validators));
+        let stake = |slot: &Slot| {
+            let stake = stakes.get(&slot.hotkey).copied().unwrap_or(0);
+            if self.is_owners(slot) || stake >= self.hyperparameters.stake_threshold { stake } else { 0 }
+        };
+        let counted: Vec<u64> = self.slots.iter().map(stake).collect();
+        let mut permits = top_k(&counted, usize::from(self.hyperparameters.max_allowed_validators));
+        if let Some(owner) = self.owner_uid().and_then(|uid| permits.get_mut(usize::from(uid.0))) {
+            *owner = true;
+        }
         for (slot, permit) in self.slots.iter_mut().zip(permits) {
             slot.permit = permit;
         }
@@ -406,6 +409,19 @@ mod tests {
         subnet.burn = 0;
         subnet.decay_burn(Block(1));
         assert_eq!(subnet.burn, subnet.hyperparameters.min_burn);
+    }
+
+    #[test]
+    fn the_owner_has_a_permit_whatever_its_stake() {
+        let mut subnet = full(3, 0, 0);
+        (subnet.hyperparameters.max_allowed_validators, subnet.hyperparameters.stake_threshold) = (1, 5);
+        let stakes = BTreeMap::from([(key(1), 1), (key(2), 9), (key(3), 8)]);
+        let permits = |subnet: &Subnet| subnet.slots.iter().map(|slot| slot.permit).collect::<Vec<_>>();
+        subnet.grant_permits(&stakes);
+        assert_eq!(permits(&subnet), [false, true, false]);
+        subnet.owner = Some(Owner { coldkey: key(100), hotkey: key(1) });
+        subnet.grant_permits(&stakes);
+        assert_eq!(permits(&subnet), [true, true, false]);
     }
 
     #[test]
