@@ -21,6 +21,9 @@ pub const SPEC_VERSION: u32 = 425;
 /// How long a call of a node stays valid, in blocks.
 pub const ERA_PERIOD: u64 = 64;
 
+/// The period of a call that lives for ever: Substrate's immortal era. No node makes one, and no [`SignedCall`] has it.
+pub const IMMORTAL: u64 = u64::MAX;
+
 /// A call whose birth is further back than this cannot be checked.
 pub const BLOCK_HASH_COUNT: u64 = 2400;
 

@@ -226,7 +226,7 @@ pub(super) fn reveal_hashed(
     netuid: u16,
     reveal: &Reveal<'_>,
     block: Block,
-) -> Result<[Event; 2], DispatchError> {
+) -> Result<Event, DispatchError> {
     ensure(netuid == subnet.netuid, DispatchError::SubnetNotExists)?;
     ensure(subnet.hyperparameters.commit_reveal_weights_enabled, DispatchError::CommitRevealDisabled)?;
     let commits = subnet.open_commits.hashed.get(hotkey).ok_or(DispatchError::NoWeightsCommitFound)?;
@@ -251,7 +251,7 @@ pub(super) fn reveal_hashed(
     } else {
         subnet.open_commits.hashed.insert(*hotkey, left);
     }
-    Ok([Event::WeightsSet { uid }, Event::WeightsRevealed { who: *hotkey, commit_hash: hash }])
+    Ok(Event::WeightsRevealed { who: *hotkey, uid, commit_hash: hash })
 }
 
 /// What a block does before its epoch: opens the commits whose epoch has come, in their order, and drops those whose
@@ -281,7 +281,7 @@ pub(super) fn reveal_timelocked(
         let LockedWeights { hotkey, uids, values, version_key } = &weights;
         let weights = Weights { netuid: subnet.netuid, dests: uids, weights: values, version_key: *version_key };
         if let Ok(uid) = store_weights(subnet, hotkey, stake, &weights, block) {
-            events.extend([Event::WeightsSet { uid }, Event::TimelockedWeightsRevealed { who: *hotkey }]);
+            events.push(Event::TimelockedWeightsRevealed { who: *hotkey, uid });
         }
     }
     if !waiting.is_empty() {
@@ -369,9 +369,9 @@ mod tests {
         assert!(early.is_empty() && ledger.weights(Uid(0)).is_empty(), "{early:?}");
         let who = pair(1).hotkey();
         let (events, _) = ledger.step(0, &[]);
-        let revealed = [Event::WeightsSet { uid: Uid(0) }, Event::TimelockedWeightsRevealed { who }];
-        assert_eq!(events[..2], revealed);
-        assert_eq!(events[2..], [Event::Epoch { index: 1 }]);
+        let revealed = Event::TimelockedWeightsRevealed { who, uid: Uid(0) };
+        assert_eq!(events, [revealed, Event::Epoch { index: 1 }]);
+        assert!(!events.iter().any(Event::is_of_call));
         assert_eq!((ledger.weights(Uid(0)), ledger.header().number), (&STORED[..], revealed_at));
         // The commit dates the weights, not the reveal; they count in the very epoch.
         let metagraph = ledger.metagraph();

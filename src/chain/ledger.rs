@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::call::{
-    AccountId, BLOCK_HASH_COUNT, Call, DispatchError, ERA_PERIOD, Era, Invalid, SignedCall, VerifiedCall,
+    AccountId, BLOCK_HASH_COUNT, Call, DispatchError, ERA_PERIOD, Era, IMMORTAL, Invalid, SignedCall, VerifiedCall,
 };
 use super::commit_reveal::{HashedCommit, TimelockedCommit};
 use super::genesis::{Genesis, GenesisError};
@@ -142,8 +142,8 @@ impl Ledger {
     /// [`Self::step`] for calls whose signatures were verified elsewhere.
     pub fn step_verified(&mut self, timestamp_ms: u64, calls: Vec<VerifiedCall>) -> (Vec<Event>, Vec<Receipt>) {
         let entrant = |call: VerifiedCall| {
-            let is_living = self.living_birth(&call.call, call.birth, call.period);
-            Entrant { hash: call.hash, signer: call.signer, call: is_living.map(|_| call) }
+            let is_living = self.check_life(&call);
+            Entrant { hash: call.hash, signer: call.signer, call: is_living.map(|()| call) }
         };
         let entrants = calls.into_iter().map(entrant).collect();
         self.make_block(timestamp_ms, entrants)
@@ -202,13 +202,20 @@ impl Ledger {
     /// # Errors
     /// As there.
     pub fn validate_verified(&self, call: &VerifiedCall) -> Result<(), Invalid> {
-        self.living_birth(&call.call, call.birth, call.period)?;
+        self.check_life(call)?;
         self.state.validate(call, Block(self.header.number.0 + 1))
     }
 
     fn verify(&self, call: &SignedCall) -> Result<VerifiedCall, Invalid> {
         let birth_hash = self.living_birth(&call.call, call.birth, call.period)?;
         call.verify(&self.state.genesis, birth_hash)
+    }
+
+    fn check_life(&self, call: &VerifiedCall) -> Result<(), Invalid> {
+        if call.period == IMMORTAL {
+            return if call.call.has_encoding() { Ok(()) } else { Err(Invalid::Undecodable) };
+        }
+        self.living_birth(&call.call, call.birth, call.period).map(|_| ())
     }
 
     /// What depends neither on the signature nor on the rest of the block: that the call has an encoding, and that its
@@ -507,6 +514,10 @@ mod tests {
         assert_eq!(ledger.validate_verified(&trust(1, 1, 1, 64)), Err(Invalid::Future));
         assert_eq!(ledger.validate_verified(&trust(1, 0, 1, 63)), Err(Invalid::Undecodable));
         assert_eq!(ledger.validate_verified(&trust(1, 0, 2, 64)), Err(Invalid::AncientBirthBlock));
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 0, IMMORTAL)), Ok(()));
+        let long = Call::SetCommitment { netuid: NETUID, fields: vec![vec![0; 513]] };
+        let long = VerifiedCall::trust([1; 32], pair(1).hotkey(), 0, (0, IMMORTAL), long);
+        assert_eq!(ledger.validate_verified(&long), Err(Invalid::Undecodable));
         let calls = vec![trust(1, 0, 1, 64), trust(2, 0, 1, 64), trust(3, 1, 9, 64)];
         let (_, receipts) = ledger.step_verified(0, calls);
         let said: Vec<_> = receipts.iter().map(|receipt| (receipt.call[0], receipt.signer, receipt.verdict)).collect();

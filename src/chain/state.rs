@@ -46,6 +46,8 @@ pub enum Event {
     TimelockedWeightsRevealed {
         /// Whose.
         who: Hotkey,
+        /// Its slot.
+        uid: Uid,
     },
     /// Weights were promised, for their author to reveal.
     WeightsCommitted {
@@ -58,6 +60,8 @@ pub enum Event {
     WeightsRevealed {
         /// Whose.
         who: Hotkey,
+        /// Its slot.
+        uid: Uid,
         /// What was promised.
         commit_hash: [u8; 32],
     },
@@ -83,6 +87,15 @@ pub enum Event {
         /// How many there have been, this one included.
         index: u64,
     },
+}
+
+impl Event {
+    /// Whether a call did it. Each call that succeeds does one thing, and they are told in the calls' order, after what
+    /// the block did by itself.
+    #[must_use]
+    pub fn is_of_call(&self) -> bool {
+        !matches!(self, Self::Epoch { .. } | Self::TimelockedWeightsRevealed { .. })
+    }
 }
 
 /// All that a block's hash covers beside the block.
@@ -237,10 +250,7 @@ impl State {
             Call::RevealWeights { netuid, uids, values, salt, version_key } => {
                 let (reveal, stake) =
                     (Reveal { uids, values, salt, version_key: *version_key }, self.stake(&call.signer));
-                let [set, revealed] =
-                    commit_reveal::reveal_hashed(&mut self.subnet, &call.signer, stake, *netuid, &reveal, block)?;
-                events.push(set);
-                revealed
+                commit_reveal::reveal_hashed(&mut self.subnet, &call.signer, stake, *netuid, &reveal, block)?
             }
         };
         events.push(event);
