@@ -5,7 +5,7 @@
 //! and changes nothing else. The hash of a block covers parent, number, time, calls and the whole state, so two hosts
 //! that agree on a hash agree on everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -123,10 +123,25 @@ impl Ledger {
     /// Makes the next block of these calls, in this order. Its time is `timestamp_ms`, or one past its parent's if that
     /// is later.
     pub fn step(&mut self, timestamp_ms: u64, calls: &[SignedCall]) -> (Vec<Event>, Vec<Receipt>) {
-        let verified: Vec<_> = calls.iter().map(|call| (call.hash(), call.signer, self.verify(call))).collect();
+        let verified = calls.iter().map(|call| (call.hash(), call.signer, self.verify(call))).collect();
+        self.make_block(timestamp_ms, verified)
+    }
+
+    /// The same of calls whose signature and era the caller found good: for a host whose calls are not signed as
+    /// [`SignedCall`] but as a Subtensor client signs them.
+    pub fn step_verified(&mut self, timestamp_ms: u64, calls: Vec<VerifiedCall>) -> (Vec<Event>, Vec<Receipt>) {
+        let verified = calls.into_iter().map(|call| (call.hash, call.signer, Ok(call))).collect();
+        self.make_block(timestamp_ms, verified)
+    }
+
+    fn make_block(
+        &mut self,
+        timestamp_ms: u64,
+        verified: Vec<([u8; 32], AccountId, Result<VerifiedCall, Invalid>)>,
+    ) -> (Vec<Event>, Vec<Receipt>) {
         let block = Block(self.header.number.0 + 1);
         let mut events = self.state.begin_block(block);
-        let mut receipts = Vec::with_capacity(calls.len());
+        let mut receipts = Vec::with_capacity(verified.len());
         let mut included = blake3::Hasher::new_derive_key("convoke 2026-11 development chain calls v1");
         let mut index = 0;
         for (call, signer, verified) in verified {
@@ -162,8 +177,15 @@ impl Ledger {
     /// # Errors
     /// The first check that it does not pass. [`Invalid::Future`] may wait; every other must be made anew or given up.
     pub fn validate(&self, call: &SignedCall) -> Result<(), Invalid> {
-        let verified = self.verify(call)?;
-        self.state.validate(&verified, Block(self.header.number.0 + 1))
+        self.validate_verified(&self.verify(call)?)
+    }
+
+    /// The same for a call whose signature and era the caller found good.
+    ///
+    /// # Errors
+    /// As [`Self::validate`].
+    pub fn validate_verified(&self, call: &VerifiedCall) -> Result<(), Invalid> {
+        self.state.validate(call, Block(self.header.number.0 + 1))
     }
 
     /// Signature and era, which do not depend on what else is in the block.
@@ -234,6 +256,18 @@ impl Ledger {
     #[must_use]
     pub fn balance(&self, account: &AccountId) -> u64 {
         self.state.balances.get(account).copied().unwrap_or(0)
+    }
+
+    /// Every account that ever held or sent something.
+    #[must_use]
+    pub fn accounts(&self) -> BTreeSet<AccountId> {
+        self.state.balances.keys().chain(self.state.nonces.keys()).copied().collect()
+    }
+
+    /// Blocks since the last epoch, and the block of one that was asked for out of turn (0: none).
+    #[must_use]
+    pub fn epoch_counters(&self) -> (u64, u64) {
+        (self.state.subnet.blocks_since_last_step, self.state.subnet.pending_epoch_at)
     }
 
     /// The subnet as a node reads it.
@@ -361,6 +395,20 @@ mod tests {
         assert_eq!(hashes(1), hashes(1));
         assert_eq!(hashes(1)[..5], hashes(2)[..5]);
         assert!(hashes(1).iter().zip(hashes(2)).skip(5).all(|(a, b)| *a != b));
+    }
+
+    #[test]
+    fn calls_that_a_host_verified_itself_have_the_same_fate() {
+        let (mut signed, mut verified) = (ledger(), ledger());
+        let calls = [sign(&signed, 1, commit(1)), sign(&signed, 2, set_weights(&[1, 2])), sign(&signed, 50, commit(3))];
+        let of_host = calls.iter().map(|call| call.verify(&signed.genesis(), signed.hash()).unwrap()).collect();
+        assert_eq!(verified.step_verified(7, of_host), signed.step(7, &calls));
+        assert_eq!(verified, signed);
+        let (hotkey, again) = (pair(1).hotkey(), &calls[0]);
+        let again = again.verify(&signed.genesis(), signed.block_hash(Block(0)).unwrap()).unwrap();
+        assert_eq!(verified.validate_verified(&again), Err(Invalid::Stale));
+        assert!(verified.accounts().contains(&hotkey) && !signed.accounts().contains(&pair(9).hotkey()));
+        assert_eq!(verified.epoch_counters(), (1, 0));
     }
 
     #[test]
