@@ -305,7 +305,10 @@ async fn a_runtime_upgrade_between_two_blocks_is_no_event() {
     let newer = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/metadata/subtensor-381-v16.scale");
     let newer = match std::fs::read(newer) {
         Ok(bytes) => Runtime::decode(bytes).unwrap(),
-        Err(_) => Runtime::recorded().with_spec_version(381),
+        Err(_) => {
+            eprintln!("the recording of spec version 381 is not here: tested with 365 under that number");
+            Runtime::recorded().with_spec_version(381)
+        }
     };
     let server = serve(ServerConfig { runtimes: vec![Runtime::recorded(), newer], ..config(Pace::OnDemand) });
     let client = connect(&[server.url()]).await;
