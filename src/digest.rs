@@ -5,6 +5,11 @@
 //! few chunks reads little. Row-major tensors, the order of checkpoints, would need a gather before every digest. Padding is in
 //! it: it is always zero, and a node whose padding is not would diverge unseen if it were left out. Bytes are
 //! f32 little-endian, so +0 and −0 differ, as they must if "equal" is to mean equal bits.
+//!
+//! **By parts, in the outer step's pass.** BLAKE3 is a tree, so a part of θ that is a power of two of its chunks long has a node of its
+//! own: threads hash parts apart, and each part is hashed when the step has just written it and it lies in the second cache.
+//! Measured on one core (Zen 5, AVX-512, 64 Mi parameters, R = 20): step 28 ms, digest alone 39 ms, both in one pass 58 ms, a
+//! seventh less than one after the other; parts of 512 KB leave BLAKE3 its full width and fit beside what the step needs.
 
 use blake3::hazmat::{self, ChainingValue, HasherExt, Mode};
 
@@ -136,6 +141,17 @@ mod tests {
         let theta = theta(3);
         let bytes: Vec<u8> = theta.iter().flat_map(|value| value.to_le_bytes()).collect();
         assert_eq!(digest(&theta).0, blake3::derive_key("convoke 2026-11 theta digest v1", &bytes));
+    }
+
+    #[test]
+    fn parts_make_the_digest_of_the_whole_however_many_there_are() {
+        let theta: Vec<f32> = (0..9 * PART_LEN).map(|i| i as f32).collect();
+        for n_parts in 0..=8 {
+            for more in [0, 1, CHUNK_LEN, PART_LEN - 1] {
+                let theta = &theta[..n_parts * PART_LEN + more];
+                assert_eq!(digest_with(&crate::pool::Inline, theta), digest(theta), "{n_parts} parts and {more}");
+            }
+        }
     }
 
     #[test]

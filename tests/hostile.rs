@@ -10,6 +10,7 @@ use bytes::Bytes;
 use convoke::chain::commitment::{Commitment, Identity as Proof, Place, Seal};
 use convoke::digest::{digest, holding_proof};
 use convoke::payload::{self, Header, Payload, transport};
+use convoke::run_spec::Quantiser;
 use convoke::sparseloco;
 use convoke::terms::{Digest, PayloadHash, Round, Stake, TransportHash, Uid};
 use convoke_node::chain::Outcome;
@@ -103,7 +104,10 @@ fn bomb(mut coded: Vec<u8>, parts: &Parts) -> Vec<u8> {
         [&0xfd2f_b528_u32.to_le_bytes()[..], &[0xa0], &(1_u32 << 30).to_le_bytes(), &[0x03, 0xff, 0x07, 0]].concat();
     coded.truncate(blocks_at(parts).0);
     coded.push(1);
-    coded.extend([frame.len() as u32, 0, 0].iter().flat_map(|len| len.to_le_bytes()));
+    // Gaps, then scales or bins; two-bit has magnitudes too.
+    let n_streams = if parts.config.run.sparse.quantiser == Quantiser::TwoBit { 3 } else { 2 };
+    let lens = std::iter::once(frame.len() as u32).chain(std::iter::repeat(0)).take(n_streams);
+    coded.extend(lens.flat_map(u32::to_le_bytes));
     coded.extend(frame);
     coded
 }

@@ -11,7 +11,7 @@ use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
 use super::levels::{Levels, MalformedLevels};
 use super::read::Reader;
 use super::record::{Format, MalformedRecord, Record};
-use super::simd::Simd;
+use super::simd::{Portable, Simd};
 
 /// A contribution that owns its bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,7 +95,7 @@ impl<'a> BodyRef<'a> {
                 #[inline(always)]
                 || {
                     for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
-                        let record = body.record(chunk_idx);
+                        let record = reader.record(body, chunk_idx);
                         if !reader.accepts(record, valid) {
                             record.check(chunk_idx, valid)?;
                         }
@@ -155,15 +155,16 @@ fn for_each_value(layout: &Layout, body: BodyRef<'_>, mut f: impl FnMut(usize, f
             for tensor_idx in 0..layout.tensors().len() {
                 let levels = body.levels(tensor_idx);
                 for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
-                    let record = body.record(chunk_idx);
+                    let record = reader.record(body, chunk_idx);
                     let values = levels.values(record.scale());
                     let n_kept = body.format.kept_of(valid);
                     reader.for_each(
+                        Portable,
                         record,
                         n_kept,
-                        values,
+                        values.map(|value| value.to_bits() as i32),
                         #[inline(always)]
-                        |position, value| f(chunk_idx * CHUNK_LEN + position, value),
+                        |position, value| f(chunk_idx * CHUNK_LEN + position, f32::from_bits(value as u32)),
                     );
                 }
             }
@@ -215,7 +216,7 @@ pub(super) fn norms_with(simd: Simd, layout: &Layout, body: BodyRef<'_>) -> Vec<
             #[inline(always)]
             || {
                 for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
-                    let record = body.record(chunk_idx);
+                    let record = reader.record(body, chunk_idx);
                     let counts = reader.code_counts(record, body.format.kept_of(valid));
                     for (count, value) in counts.into_iter().zip(levels.values(record.scale())) {
                         sum += f64::from(count) * (f64::from(value) * f64::from(value));
@@ -234,13 +235,16 @@ pub fn norm(layout: &Layout, body: BodyRef<'_>) -> f64 {
     norms(layout, body).into_iter().map(|norm| norm * norm).sum::<f64>().sqrt()
 }
 
-/// The share of kept positions that two contributions have in common, of those that the smaller one keeps; 0 to 1.
+/// How far the kept positions of two contributions agree beyond chance, of what the smaller one keeps; 1 for a copy, about 0 for peers
+/// that know nothing of each other.
 ///
-/// Honest peers that trained on different samples have about 5 % in common. Chunks of scale 0 keep nothing: their positions
-/// are the same for everybody, and two peers are not copies of each other because the same tensor is frozen for both.
+/// m of n positions chosen blindly have m²/n in common with another such choice, so that much is taken off both sides of the
+/// ratio (as Cohen's κ does). It matters where a chunk has few parameters: one that keeps them all says nothing about where its
+/// positions come from. Honest peers that trained on different samples agree in about 5 % more than chance. Chunks of scale 0 keep
+/// nothing: their positions are the same for everybody, and two peers are not copies because one tensor is frozen for both.
 #[must_use]
 pub fn overlap(layout: &Layout, a: BodyRef<'_>, b: BodyRef<'_>) -> f64 {
-    let (mut common, mut kept) = (0_u64, [0_u64; 2]);
+    let (mut beyond_chance, mut possible) = (0.0, [0.0; 2]);
     let mut readers = [a, b].map(|body| Reader::new(body.format));
     let mut maps = [[0_u64; BLOCK_EDGE]; 2];
     Simd::best().plain(
@@ -248,32 +252,32 @@ pub fn overlap(layout: &Layout, a: BodyRef<'_>, b: BodyRef<'_>) -> f64 {
         || {
             for tensor_idx in 0..layout.tensors().len() {
                 for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
+                    let mut kept = [0.0; 2];
                     for (i, body) in [a, b].into_iter().enumerate() {
                         let record = body.record(chunk_idx);
                         let n_kept = if record.scale() == 0 { 0 } else { body.format.kept_of(valid) };
-                        kept[i] += n_kept as u64;
+                        kept[i] = n_kept as f64;
+                        possible[i] += kept[i] - kept[i] * kept[i] / valid.count() as f64;
                         mark_rows(&mut readers[i], record, n_kept, &mut maps[i]);
                     }
-                    for (row_a, row_b) in maps[0].iter().zip(&maps[1]) {
-                        common += u64::from((row_a & row_b).count_ones());
-                    }
+                    let common: u32 = maps[0].iter().zip(&maps[1]).map(|(a, b)| (a & b).count_ones()).sum();
+                    beyond_chance += f64::from(common) - kept[0] * kept[1] / valid.count() as f64;
                 }
             }
         },
     );
-    let smaller = kept[0].min(kept[1]);
-    if smaller == 0 { 0.0 } else { common as f64 / smaller as f64 }
+    let smaller = possible[0].min(possible[1]);
+    if smaller == 0.0 { 0.0 } else { (beyond_chance / smaller).clamp(0.0, 1.0) }
 }
 
 /// The kept positions as one bitmap a row.
 #[inline(always)]
 fn mark_rows(reader: &mut Reader, record: Record<'_>, n_kept: usize, rows: &mut [u64; BLOCK_EDGE]) {
     rows.fill(0);
-    reader.for_each(
+    reader.for_each_position(
         record,
         n_kept,
-        [(); 4],
         #[inline(always)]
-        |position, ()| rows[position / BLOCK_EDGE % BLOCK_EDGE] |= 1 << (position % BLOCK_EDGE),
+        |position| rows[position / BLOCK_EDGE % BLOCK_EDGE] |= 1 << (position % BLOCK_EDGE),
     );
 }

@@ -132,14 +132,14 @@ pub fn encode_on(
         let jobs = Jobs::new(layout, format, usize::MAX, (error, delta), records)
             .zip(levels.chunks_mut(Levels::len(Quantiser::SigmaBins)));
         pool.for_each(jobs, |(job, levels)| {
-            let (tally, fault) = simd.dispatch(EncodeBins { encoder: &encoder, job, levels });
+            let (tally, fault) = encoder.encode_bins(job, levels);
             collect(tally, fault);
         });
     } else {
         let levels = BodyRef::checked_before(format, levels, &[]);
         pool.for_each(Jobs::new(layout, format, JOB_CHUNKS, (error, delta), records), |job| {
             let levels = levels.levels(job.tensor_idx);
-            let (tally, fault) = simd.dispatch(EncodeByScale { encoder: &encoder, job, levels });
+            let (tally, fault) = encoder.encode_by_scale(job, levels);
             collect(tally, fault);
         });
     }
@@ -251,8 +251,22 @@ impl Encoder<'_> {
         let (error, delta) = (error.as_chunks().0, delta.as_chunks().0);
         let jobs = levels.chunks_mut(Levels::len(Quantiser::TwoBit)).enumerate();
         pool.for_each(jobs, |(tensor_idx, levels)| {
-            self.simd.dispatch(SampleLevels { encoder: self, tensor_idx, error, delta }).write(levels);
+            self.sample_levels(tensor_idx, error, delta).write(levels);
         });
+    }
+
+    // The kernels are called from here, and not from what is generic over the pool, so that they are compiled once.
+
+    fn encode_by_scale(&self, job: Job<'_>, levels: Levels) -> (Tally, Option<Fault>) {
+        self.simd.dispatch(EncodeByScale { encoder: self, job, levels })
+    }
+
+    fn encode_bins(&self, job: Job<'_>, levels: &mut [u8]) -> (Tally, Option<Fault>) {
+        self.simd.dispatch(EncodeBins { encoder: self, job, levels })
+    }
+
+    fn sample_levels(&self, tensor_idx: usize, error: &[[f32; CHUNK_LEN]], delta: &[[f32; CHUNK_LEN]]) -> Levels {
+        self.simd.dispatch(SampleLevels { encoder: self, tensor_idx, error, delta })
     }
 }
 

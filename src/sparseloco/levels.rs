@@ -90,6 +90,7 @@ impl Levels {
 
     /// What each of the four codes decodes to in a chunk of this scale code.
     #[must_use]
+    #[inline(always)]
     pub fn values(self, scale: u8) -> [f32; 4] {
         let scale = SCALES[usize::from(scale)];
         match self {
@@ -155,6 +156,7 @@ impl Levels {
     }
 }
 
+#[inline(always)]
 fn multiplier(level: u16) -> f32 {
     // Exact: 16 bits over a power of two.
     f32::from(level) / f32::from(LEVEL_ONE)

@@ -23,6 +23,7 @@ use crate::terms::Digest;
 
 use super::body::{BodyRef, norms_with};
 use super::layout::{BLOCK_EDGE, CHUNK_LEN, Layout};
+use super::levels::Levels;
 use super::read::Reader;
 use super::record::Format;
 use super::simd::{Kernel, Lanes, Simd};
@@ -35,6 +36,11 @@ const COUNT_BITS: u32 = 5;
 /// A chunk in which no contribution reaches 2^-64 is left alone: it would move nothing that f32 parameters resolve, and
 /// so the grid's arithmetic stays far from denormal numbers, which some environments flush to zero.
 const PEAK_EXPONENT_MIN: i32 = -64;
+
+/// So many chunks ahead records are asked for: a CPU does not see by itself that it reads thirty streams at once.
+const RECORDS_AHEAD: usize = 4;
+
+const CACHE_LINE: usize = 64;
 
 /// What an outer step did.
 #[derive(Debug, Clone, PartialEq)]
@@ -187,12 +193,15 @@ impl Kernel for Apply<'_> {
     fn run<L: Lanes>(self, lanes: L) -> u64 {
         let Self { step, chunks, theta } = self;
         let layout = step.layout;
-        let mut merge = Merge { lanes, step, reader: Reader::new(step.format), sums: [0; CHUNK_LEN] };
+        let levels = [Levels::OneBit; CONTRIBUTIONS_MAX];
+        let mut merge = Merge { lanes, step, levels, reader: Reader::new(step.format), sums: [0; CHUNK_LEN] };
         let mut tensor_idx = layout.tensor_of(chunks.start);
+        merge.read_levels(tensor_idx);
         let mut coordinates = 0;
         for (chunk_idx, theta) in chunks.zip(theta.as_chunks_mut::<CHUNK_LEN>().0) {
             while chunk_idx >= layout.chunks_of(tensor_idx).end {
                 tensor_idx += 1;
+                merge.read_levels(tensor_idx);
             }
             let n_kept = step.format.kept_of(layout.valid(tensor_idx, chunk_idx));
             if let Some(exponent) = merge.accumulate(tensor_idx, chunk_idx, n_kept, theta) {
@@ -207,12 +216,20 @@ impl Kernel for Apply<'_> {
 struct Merge<'a, L> {
     lanes: L,
     step: &'a OuterStep<'a>,
+    /// Each contribution's, of the tensor at hand.
+    levels: [Levels; CONTRIBUTIONS_MAX],
     reader: Reader,
     /// Zero between chunks.
     sums: [i32; CHUNK_LEN],
 }
 
 impl<L: Lanes> Merge<'_, L> {
+    fn read_levels(&mut self, tensor_idx: usize) {
+        for (levels, body) in self.levels.iter_mut().zip(self.step.contributions) {
+            *levels = body.levels(tensor_idx);
+        }
+    }
+
     /// Adds all contributions' integers and counts to the sums. Returns the exponent of the grid's unit, or nothing if there is
     /// nothing to add.
     #[inline(always)]
@@ -240,12 +257,18 @@ impl<L: Lanes> Merge<'_, L> {
             for row in rows.iter().skip(i * rows_each).take(rows_each) {
                 self.lanes.prefetch(row);
             }
-            let record = body.record(chunk_idx);
+            let record = self.reader.record(*body, chunk_idx);
+            for ahead in [RECORDS_AHEAD * record.bytes().len(), RECORDS_AHEAD * record.bytes().len() + CACHE_LINE] {
+                if let Some(byte) = body.record_bytes().get(chunk_idx * record.bytes().len() + ahead) {
+                    self.lanes.prefetch_byte(byte);
+                }
+            }
             if record.scale() == 0 {
                 continue;
             }
             let terms = table.map(|value| round(value * per_unit) * (1 << COUNT_BITS) + 1);
             self.reader.for_each(
+                self.lanes,
                 record,
                 n_kept,
                 terms,
@@ -268,9 +291,9 @@ impl<L: Lanes> Merge<'_, L> {
         let contributions = self.step.contributions;
         let limits = &self.step.limits[tensor_idx * contributions.len()..(tensor_idx + 1) * contributions.len()];
         let mut peak = 0.0_f32;
-        for ((body, limit), table) in contributions.iter().zip(limits).zip(tables) {
-            let record = body.record(chunk_idx);
-            let values = body.levels(tensor_idx).values(record.scale());
+        for (((body, limit), levels), table) in contributions.iter().zip(limits).zip(&self.levels).zip(tables) {
+            let record = self.reader.record(*body, chunk_idx);
+            let values = levels.values(record.scale());
             let counts = self.reader.code_counts(record, n_kept);
             for ((slot, value), count) in table.iter_mut().zip(values).zip(counts) {
                 *slot = if count > 0 { value * limit } else { 0.0 };
@@ -286,18 +309,19 @@ impl<L: Lanes> Merge<'_, L> {
         let unit = power_of_two(exponent);
         let mut factors = self.step.weights;
         factors.iter_mut().for_each(|weight| *weight *= unit);
-        let mut sent = [0_u32; 16];
+        let mut sent = [0_i32; 16];
         let sums = self.sums.as_chunks_mut::<16>().0;
         for (theta, sums) in theta.as_chunks_mut::<16>().0.iter_mut().zip(sums) {
             // Two's complement: the low bits are the count and the rest is the sum, of either sign.
-            let factors = self.lanes.look_up(&factors, sums);
-            for (((theta, sum), factor), sent) in theta.iter_mut().zip(sums).zip(factors).zip(&mut sent) {
-                *theta -= (*sum >> COUNT_BITS) as f32 * factor;
-                *sent += u32::from(*sum & CONTRIBUTIONS_MAX as i32 != 0);
-                *sum = 0;
+            let (mut after, before) = (*theta, *sums);
+            let factors = self.lanes.look_up(&factors, &before);
+            for i in 0..16 {
+                after[i] -= (before[i] >> COUNT_BITS) as f32 * factors[i];
+                sent[i] += i32::from(before[i] & CONTRIBUTIONS_MAX as i32 != 0);
             }
+            (*theta, *sums) = (after, [0; 16]);
         }
-        sent.iter().map(|sent| u64::from(*sent)).sum()
+        sent.iter().map(|sent| *sent as u64).sum()
     }
 }
 

@@ -9,8 +9,10 @@
 
 use crate::run_spec::Quantiser;
 
-use super::layout::{CHUNK_LEN, Valid};
+use super::body::BodyRef;
+use super::layout::{BLOCK_EDGE, Valid};
 use super::record::{COLUMN_BITS, Format, KEEP_MAX, Record, little_endian};
+use super::simd::Lanes;
 
 /// Values of a block: as many as a word has bits.
 pub(super) const BLOCK: usize = 64;
@@ -43,62 +45,112 @@ const EACH_BYTE: u64 = 0x0101_0101_0101_0101;
 #[derive(Debug, Clone)]
 pub(super) struct Reader {
     format: Format,
+    record_len: usize,
     columns_at: usize,
     codes_at: usize,
     plane_len: usize,
-    /// The byte that follows the last value's row is written too.
-    rows: [u8; KEEP_MAX + 8],
-    positions: [u16; KEEP_MAX],
+    /// Bytes, and bits of them, that are zero in every record that keeps k values.
+    spare: [(usize, u8); 4],
+    /// Room for whatever row counts say, and for the seven bytes that are written beyond the last one.
+    rows: [u8; KEEP_MAX + BLOCK_EDGE + 8],
+    positions: [u16; KEEP_MAX + 1],
 }
 
 impl Reader {
     pub(super) fn new(format: Format) -> Self {
         let (columns_at, codes_at, plane_len) = (format.row_counts_len(), format.codes_at(), format.keep().div_ceil(8));
-        Self { format, columns_at, codes_at, plane_len, rows: [0; KEEP_MAX + 8], positions: [0; KEEP_MAX] }
+        // The last byte of a part, in which the bits from `used` on are spare.
+        let last = |at: usize, end: usize, used: usize| match at + used / 8 < end {
+            true => (at + used / 8, 0xff << (used % 8)),
+            false => (0, 0),
+        };
+        let keep = format.keep();
+        let plane = |at: usize| last(at, at + plane_len, keep);
+        let codes = match format.quantiser() {
+            Quantiser::OneBit => [plane(codes_at), (0, 0)],
+            Quantiser::TwoBit => [plane(codes_at), plane(codes_at + plane_len)],
+            Quantiser::SigmaBins => [last(codes_at, codes_at + format.codes_len(), 2 * keep), (0, 0)],
+        };
+        let spare = [
+            // After k ones and 63 zeros comes the last row's end; it, too, is never a one.
+            last(0, columns_at, keep + BLOCK_EDGE - 1),
+            last(columns_at, codes_at, COLUMN_BITS * keep),
+            codes[0],
+            codes[1],
+        ];
+        Self {
+            format,
+            record_len: format.record_len(),
+            columns_at,
+            codes_at,
+            plane_len,
+            spare,
+            rows: [0; KEEP_MAX + BLOCK_EDGE + 8],
+            positions: [0; KEEP_MAX + 1],
+        }
     }
 
-    /// The kept positions, ascending, and beyond `n_kept` anything below [`CHUNK_LEN`]; as many as fill the blocks. Row counts
-    /// must hold `n_kept` ones and no spare bit.
+    /// A chunk's record.
     #[inline(always)]
-    pub(super) fn positions(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
-        let bytes = record.bytes();
-        self.read_rows(&bytes[..self.columns_at]);
+    pub(super) fn record<'a>(&self, body: BodyRef<'a>, chunk_idx: usize) -> Record<'a> {
+        let at = chunk_idx * self.record_len;
+        Record::new(self.format, &body.record_bytes()[at..at + self.record_len])
+    }
+
+    /// The kept positions, ascending; whole blocks, of which only the first `n_kept` mean something. Row counts must be right.
+    #[inline(always)]
+    fn positions(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
+        self.read_rows(record);
+        self.add_columns(record, n_kept)
+    }
+
+    #[inline(always)]
+    fn add_columns(&mut self, record: Record<'_>, n_kept: usize) -> &[[u16; BLOCK]] {
         let n_blocks = n_kept.div_ceil(BLOCK);
         let rows = self.rows.as_chunks::<BLOCK>().0;
         let positions = &mut self.positions.as_chunks_mut::<BLOCK>().0[..n_blocks];
         for (block, (positions, rows)) in positions.iter_mut().zip(rows).enumerate() {
-            let columns = columns(&bytes[self.columns_at + block * COLUMN_BYTES..]);
-            for (position, (row, column)) in positions.iter_mut().zip(rows.iter().zip(columns)) {
-                *position = (u16::from(*row) << COLUMN_BITS | u16::from(column)) % CHUNK_LEN as u16;
+            let columns = columns(&record.bytes()[self.columns_at + block * COLUMN_BYTES..]);
+            // In arrays of their own, or the compiler would have to ask whether they overlap.
+            let (rows, mut here) = (*rows, [0; BLOCK]);
+            for i in 0..BLOCK {
+                here[i] = u16::from(rows[i]) << COLUMN_BITS | u16::from(columns[i]);
             }
+            *positions = here;
         }
         positions
     }
 
-    /// The row of the i-th one: as many zeros as stand before it.
+    /// The row of the i-th one: as many zeros as stand before it. Returns how many ones there are.
     #[inline(always)]
-    fn read_rows(&mut self, row_counts: &[u8]) {
-        let (words, rest) = row_counts.as_chunks::<8>();
+    fn read_rows(&mut self, record: Record<'_>) -> usize {
+        let (words, rest) = record.bytes()[..self.columns_at].as_chunks::<8>();
+        if let ([first, second], []) = (words, rest) {
+            // k = 64, without a loop.
+            let ones = self.read_rows_of(u64::from_le_bytes(*first), 0, 0);
+            return self.read_rows_of(u64::from_le_bytes(*second), 64, ones);
+        }
         let mut ones = 0;
         for (word_idx, word) in words.iter().enumerate() {
             ones = self.read_rows_of(u64::from_le_bytes(*word), 64 * word_idx, ones);
         }
         if !rest.is_empty() {
-            self.read_rows_of(little_endian(rest), 64 * words.len(), ones);
+            ones = self.read_rows_of(little_endian(rest), 64 * words.len(), ones);
         }
+        ones
     }
 
     /// One word of row counts, before which stand `bits` bits and `ones` ones; returns the ones with it.
     #[inline(always)]
     fn read_rows_of(&mut self, word: u64, bits: usize, ones: usize) -> usize {
         // In each byte: the ones in it, then those in it and in all before it.
-        let pairs = word - (word >> 1 & 0x55 * EACH_BYTE);
-        let fours = (pairs & 0x33 * EACH_BYTE) + (pairs >> 2 & 0x33 * EACH_BYTE);
-        let through = ((fours + (fours >> 4)) & 0x0f * EACH_BYTE).wrapping_mul(EACH_BYTE);
+        let pairs = word - ((word >> 1) & (0x55 * EACH_BYTE));
+        let fours = (pairs & (0x33 * EACH_BYTE)) + ((pairs >> 2) & (0x33 * EACH_BYTE));
+        let through = ((fours + (fours >> 4)) & (0x0f * EACH_BYTE)).wrapping_mul(EACH_BYTE);
         for byte_idx in 0..8 {
             let before = ones + ((through << 8) >> (8 * byte_idx) & 0xff) as usize;
             let byte = (word >> (8 * byte_idx) & 0xff) as usize;
-            let zeros = ((bits + 8 * byte_idx - before) as u64 & 0xff) * EACH_BYTE;
+            let zeros = ((bits + 8 * byte_idx).wrapping_sub(before) as u64 & 0xff) * EACH_BYTE;
             // No byte carries into the next: a record has 64 zeros before its end.
             let rows = ZEROS_BEFORE[byte].wrapping_add(zeros);
             self.rows[before..before + 8].copy_from_slice(&rows.to_le_bytes());
@@ -136,81 +188,102 @@ impl Reader {
         [n_kept as u32 + both - low - high, low - both, high - both, both]
     }
 
-    /// Calls `f(position, term of its code)` for every kept value, ascending.
+    /// Calls `f(position, number of its code)` for every kept value, ascending.
     #[inline(always)]
-    pub(super) fn for_each<T: Copy + Default>(
+    pub(super) fn for_each(
         &mut self,
+        lanes: impl Lanes,
         record: Record<'_>,
         n_kept: usize,
-        table: [T; 4],
-        mut f: impl FnMut(usize, T),
+        table: [i32; 4],
+        mut f: impl FnMut(usize, i32),
     ) {
         self.positions(record, n_kept);
-        for (block, positions) in self.positions.as_chunks::<BLOCK>().0.iter().enumerate().take(n_kept.div_ceil(BLOCK))
-        {
-            let terms = terms(self.planes(record, block), table);
+        let blocks = &self.positions.as_chunks::<BLOCK>().0[..n_kept.div_ceil(BLOCK)];
+        for (block, positions) in blocks.iter().enumerate() {
+            let numbers = lanes.choose(self.planes(record, block), table);
             let n_here = n_kept - block * BLOCK;
             if n_here >= BLOCK {
-                for (position, term) in positions.iter().zip(terms) {
-                    f(usize::from(*position), term);
+                for (position, number) in positions.iter().zip(&numbers) {
+                    f(usize::from(*position), *number);
                 }
             } else {
-                for (position, term) in positions[..n_here].iter().zip(terms) {
-                    f(usize::from(*position), term);
+                for (position, number) in positions[..n_here].iter().zip(&numbers) {
+                    f(usize::from(*position), *number);
                 }
             }
         }
+    }
+
+    /// Calls `f(position)` for every kept value, ascending.
+    #[inline(always)]
+    pub(super) fn for_each_position(&mut self, record: Record<'_>, n_kept: usize, mut f: impl FnMut(usize)) {
+        self.positions(record, n_kept).as_flattened()[..n_kept].iter().for_each(
+            #[inline(always)]
+            |position| f(usize::from(*position)),
+        );
     }
 
     /// Whether [`Record::check`] accepts the record. What is wrong with one that it refuses is for `check` to say.
     #[inline(always)]
     pub(super) fn accepts(&mut self, record: Record<'_>, valid: Valid) -> bool {
         let n_kept = self.format.kept_of(valid);
-        if record.ones() != n_kept || record.check_spare_bits(0, n_kept).is_err() {
+        if self.read_rows(record) != n_kept {
+            return false;
+        }
+        let bytes = record.bytes();
+        let spare = self.spare.iter().fold(0, |all, (at, mask)| all | bytes[*at] & mask);
+        if spare != 0 || n_kept < self.format.keep() && record.check_spare_bits(0, n_kept).is_err() {
             return false;
         }
         if record.scale() == 0 {
             return record.check(0, valid).is_ok();
         }
-        self.positions(record, n_kept);
+        self.add_columns(record, n_kept);
+        // After the last one comes a larger one, so that whole blocks are compared.
+        self.positions[n_kept] = u16::MAX;
         let positions = &self.positions[..n_kept];
-        let ascend = positions.iter().zip(&positions[1..]).fold(true, |all, (a, b)| all & (a < b));
-        ascend
-            && (valid == Valid::FULL || positions.iter().fold(true, |all, at| all & valid.contains(usize::from(*at))))
+        ascend(&self.positions[..=n_kept])
+            && (valid == Valid::FULL || positions.iter().all(|at| valid.contains(usize::from(*at))))
     }
 }
 
-/// What each code of a block stands for.
+/// Whether each but the last is smaller than the next.
 #[inline(always)]
-pub(super) fn terms<T: Copy + Default>(planes: [u64; 2], table: [T; 4]) -> [T; BLOCK] {
-    let mut terms = [T::default(); BLOCK];
-    for (part, terms) in terms.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-        let [low, high] = planes.map(|plane| (plane >> (16 * part)) as u32 & 0xffff);
-        for (i, term) in terms.iter_mut().enumerate() {
-            let bit = 1 << i;
-            let near = if low & bit == 0 { table[0] } else { table[1] };
-            let far = if low & bit == 0 { table[2] } else { table[3] };
-            *term = if high & bit == 0 { near } else { far };
+fn ascend(positions: &[u16]) -> bool {
+    let mut descents = 0;
+    let mut compared = 0;
+    // A number of comparisons that is known makes vectors of them, without a loop's end for the rest.
+    while let (Some(here), Some(next)) =
+        (positions[compared..].first_chunk::<BLOCK>(), positions[compared + 1..].first_chunk::<BLOCK>())
+    {
+        for (a, b) in here.iter().zip(next) {
+            descents |= u16::from(a >= b);
         }
+        compared += BLOCK;
     }
-    terms
+    for (a, b) in positions[compared..].iter().zip(&positions[compared + 1..]) {
+        descents |= u16::from(a >= b);
+    }
+    descents == 0
 }
 
 /// The columns of a block, six bits each, from the first byte of them on.
 #[inline(always)]
 fn columns(bytes: &[u8]) -> [u8; BLOCK] {
-    // Eight values are six bytes; the last word reads two bytes beyond them.
-    let mut padded = [0; COLUMN_BYTES + 2];
-    let bytes = match bytes.first_chunk::<{ COLUMN_BYTES + 2 }>() {
+    let mut padded = [0; COLUMN_BYTES];
+    let bytes = match bytes.first_chunk() {
         Some(bytes) => bytes,
         None => {
             padded[..bytes.len()].copy_from_slice(bytes);
             &padded
         }
     };
+    // Eight values are six bytes: four of those are three words. The bits above them are masked away below.
     let mut words = [0_u64; BLOCK / 8];
-    for (i, word) in words.iter_mut().enumerate() {
-        *word = little_endian(&bytes[6 * i..6 * i + 8]);
+    for (four, three) in words.as_chunks_mut::<4>().0.iter_mut().zip(bytes.as_chunks::<24>().0) {
+        let [a, b, c] = [0, 8, 16].map(|at| little_endian(&three[at..at + 8]));
+        *four = [a, a >> 48 | b << 16, b >> 32 | c << 32, c >> 16];
     }
     for word in &mut words {
         let mut x = *word;

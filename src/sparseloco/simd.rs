@@ -40,8 +40,12 @@ pub(crate) trait Lanes: Copy {
     fn signs(self, row: &[f32; BLOCK_EDGE]) -> u64;
     /// The table's entries at these indices, of which the low five bits count.
     fn look_up(self, table: &[f32; 32], indices: &[i32; 16]) -> [f32; 16];
+    /// The table's entry for each two-bit number whose bits stand in these two words, low and high.
+    fn choose(self, planes: [u64; 2], table: [i32; 4]) -> [i32; 64];
     /// Asks for a row's cache lines, which will be read soon.
     fn prefetch(self, row: &[f32; BLOCK_EDGE]);
+    /// Asks for a byte's cache line.
+    fn prefetch_byte(self, byte: &u8);
 }
 
 /// All bits of a float but its sign.
@@ -183,7 +187,25 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    fn choose(self, planes: [u64; 2], table: [i32; 4]) -> [i32; 64] {
+        let mut chosen = [0; 64];
+        for (part, chosen) in chosen.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let [low, high] = planes.map(|plane| (plane >> (8 * part)) as i32);
+            for (i, entry) in chosen.iter_mut().enumerate() {
+                let [low, high] = [low, high].map(|bits| -i32::from(bits & 1 << i != 0));
+                let near = table[0] ^ (table[0] ^ table[1]) & low;
+                let far = table[2] ^ (table[2] ^ table[3]) & low;
+                *entry = near ^ (near ^ far) & high;
+            }
+        }
+        chosen
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: &[f32; BLOCK_EDGE]) {}
+
+    #[inline(always)]
+    fn prefetch_byte(self, _: &u8) {}
 }
 
 #[inline(always)]
@@ -261,25 +283,38 @@ impl Lanes for V3 {
 
     #[inline(always)]
     fn look_up(self, table: &[f32; 32], indices: &[i32; 16]) -> [f32; 16] {
-        let [a, b, c, d]: [[f32; 8]; 4] = pulp::cast(*table);
-        pulp::cast(pulp::cast::<_, [[i32; 8]; 2]>(*indices).map(
-            #[inline(always)]
-            |i| {
-                let i = pulp::cast(i);
-                let of = |part: [f32; 8]| self.avx2._mm256_permutevar8x32_ps(pulp::cast(part), i);
-                // A blend looks at the sign bit: bits 3 and 4 of the index are carried there.
-                let (bit_3, bit_4) = (self.avx2._mm256_slli_epi32::<28>(i), self.avx2._mm256_slli_epi32::<27>(i));
-                let blend = |x, y, bit| self.avx._mm256_blendv_ps(x, y, pulp::cast(bit));
-                let low = blend(of(a), of(b), bit_3);
-                let high = blend(of(c), of(d), bit_3);
-                pulp::cast::<_, [f32; 8]>(blend(low, high, bit_4))
-            },
-        ))
+        let mut entries = [0.0; 16];
+        let indices = indices.as_chunks::<8>().0;
+        for (entries, indices) in entries.as_chunks_mut::<8>().0.iter_mut().zip(indices) {
+            *entries = look_up_eight(self, table, *indices);
+        }
+        entries
+    }
+
+    #[inline(always)]
+    fn choose(self, planes: [u64; 2], table: [i32; 4]) -> [i32; 64] {
+        let table = table.map(|entry| [entry; 8]);
+        let bits = pulp::cast([1, 2, 4, 8, 16, 32, 64, 128]);
+        let mut chosen = [0; 64];
+        for (part, chosen) in chosen.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+            let low = self.avx2._mm256_and_si256(self.avx._mm256_set1_epi32((planes[0] >> (8 * part)) as i32), bits);
+            let high = self.avx2._mm256_and_si256(self.avx._mm256_set1_epi32((planes[1] >> (8 * part)) as i32), bits);
+            let (low, high) = (self.avx2._mm256_cmpeq_epi32(low, bits), self.avx2._mm256_cmpeq_epi32(high, bits));
+            let near = self.avx2._mm256_blendv_epi8(pulp::cast(table[0]), pulp::cast(table[1]), low);
+            let far = self.avx2._mm256_blendv_epi8(pulp::cast(table[2]), pulp::cast(table[3]), low);
+            *chosen = pulp::cast(self.avx2._mm256_blendv_epi8(near, far, high));
+        }
+        chosen
     }
 
     #[inline(always)]
     fn prefetch(self, row: &[f32; BLOCK_EDGE]) {
         prefetch(self, row);
+    }
+
+    #[inline(always)]
+    fn prefetch_byte(self, byte: &u8) {
+        self.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(byte).cast());
     }
 }
 
@@ -336,9 +371,44 @@ impl Lanes for V4 {
     }
 
     #[inline(always)]
+    fn choose(self, planes: [u64; 2], table: [i32; 4]) -> [i32; 64] {
+        let table = table.map(|entry| [entry; 16]);
+        let mut chosen = [0; 64];
+        for (part, chosen) in chosen.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let (low, high) = ((planes[0] >> (16 * part)) as u16, (planes[1] >> (16 * part)) as u16);
+            let near = self.avx512f._mm512_mask_blend_epi32(low, pulp::cast(table[0]), pulp::cast(table[1]));
+            let far = self.avx512f._mm512_mask_blend_epi32(low, pulp::cast(table[2]), pulp::cast(table[3]));
+            *chosen = pulp::cast(self.avx512f._mm512_mask_blend_epi32(high, near, far));
+        }
+        chosen
+    }
+
+    #[inline(always)]
     fn prefetch(self, row: &[f32; BLOCK_EDGE]) {
         prefetch(*self, row);
     }
+
+    #[inline(always)]
+    fn prefetch_byte(self, byte: &u8) {
+        self.sse._mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(std::ptr::from_ref(byte).cast());
+    }
+}
+
+/// From each quarter of the table the entry at an index's low three bits; bits 3 and 4 say from which.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn look_up_eight(lanes: V3, table: &[f32; 32], indices: [i32; 8]) -> [f32; 8] {
+    let i = pulp::cast(indices);
+    let quarters = table.as_chunks::<8>().0;
+    let a = lanes.avx2._mm256_permutevar8x32_ps(pulp::cast(quarters[0]), i);
+    let b = lanes.avx2._mm256_permutevar8x32_ps(pulp::cast(quarters[1]), i);
+    let c = lanes.avx2._mm256_permutevar8x32_ps(pulp::cast(quarters[2]), i);
+    let d = lanes.avx2._mm256_permutevar8x32_ps(pulp::cast(quarters[3]), i);
+    // A blend looks at the sign, where those bits are carried.
+    let bit_3 = pulp::cast(lanes.avx2._mm256_slli_epi32::<28>(i));
+    let bit_4 = pulp::cast(lanes.avx2._mm256_slli_epi32::<27>(i));
+    let (low, high) = (lanes.avx._mm256_blendv_ps(a, b, bit_3), lanes.avx._mm256_blendv_ps(c, d, bit_3));
+    pulp::cast(lanes.avx._mm256_blendv_ps(low, high, bit_4))
 }
 
 /// Into the first level: a chunk at hand and two to come are 48 KB.
@@ -379,6 +449,44 @@ mod tests {
                 .collect();
             for simd in Simd::available() {
                 assert_eq!(simd.dispatch(Compare(&chunk, bound)), wanted, "{simd:?}, bound {bound:#x}");
+            }
+        }
+    }
+
+    struct LookUp<'a>(&'a [f32; 32], [i32; 16]);
+
+    impl Kernel for LookUp<'_> {
+        type Output = [f32; 16];
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) -> [f32; 16] {
+            lanes.look_up(self.0, &self.1)
+        }
+    }
+
+    struct Choose([u64; 2]);
+
+    impl Kernel for Choose {
+        type Output = [i32; 64];
+
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) -> [i32; 64] {
+            lanes.choose(self.0, [i32::MIN, -1, 7, i32::MAX])
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_looks_up_and_chooses_alike() {
+        let table = std::array::from_fn(|i| i as f32);
+        for first in (-2000..2000).step_by(37) {
+            let indices: [i32; 16] = std::array::from_fn(|i| first + 3 * i as i32);
+            let want = indices.map(|i| i.rem_euclid(32) as f32);
+            let planes = [first as u64 ^ 0x1234_5678_9abc_def0, (first as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)];
+            let code = |i: usize| (planes[0] >> i & 1 | (planes[1] >> i & 1) << 1) as usize;
+            let chosen: [i32; 64] = std::array::from_fn(|i| [i32::MIN, -1, 7, i32::MAX][code(i)]);
+            for simd in Simd::available() {
+                assert_eq!(simd.dispatch(LookUp(&table, indices)), want, "{simd:?}, {indices:?}");
+                assert_eq!(simd.dispatch(Choose(planes)), chosen, "{simd:?}, {planes:x?}");
             }
         }
     }

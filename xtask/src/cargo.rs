@@ -16,12 +16,18 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
         target: "first_light",
         shows: "the default run: seconds to the first round, held-out loss, memory, payload",
+    },
+    Bench {
+        name: "learning",
+        package: "convoke-node",
+        target: "learning",
+        shows: "held-out loss at equal tokens, by method, with bytes a round: AdamW, DiLoCo, SparseLoCo",
     },
     Bench {
         name: "train",

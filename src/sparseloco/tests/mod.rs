@@ -4,6 +4,7 @@ mod encode;
 mod outer_step;
 pub mod plain;
 mod properties;
+mod read;
 mod record;
 
 use super::*;

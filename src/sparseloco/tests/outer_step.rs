@@ -1,7 +1,7 @@
 //! Claims about the outer step: the formula, and that neither order, split nor a hostile contribution changes what it should not.
 
 use super::*;
-use crate::pool::Inline;
+use crate::pool::{Inline, Pool};
 
 fn spec_of(quantiser: Quantiser, aggregation: Aggregation) -> SparseSpec {
     SparseSpec { aggregation, lr_outer: 0.7, ..spec(quantiser, 64) }
@@ -104,6 +104,112 @@ fn neither_order_nor_split_changes_a_bit() {
             assert_eq!(step.report(coordinates).coordinates, report.coordinates);
         }
     }
+}
+
+/// The sums of the module's documentation, one value at a time.
+fn by_the_definition(layout: &Layout, spec: &SparseSpec, bodies: &[Body], theta: &mut [f32]) -> u64 {
+    let norms: Vec<Vec<f64>> = bodies.iter().map(|body| norms(layout, body.view())).collect();
+    let grid_bits = 25 - bodies.len().ilog2() as i32;
+    let mut coordinates = 0;
+    for chunk_idx in 0..layout.n_chunks() {
+        let tensor_idx = layout.tensor_of(chunk_idx);
+        let mut sorted: Vec<f64> = norms.iter().map(|norms| norms[tensor_idx]).collect();
+        sorted.sort_by(f64::total_cmp);
+        let median = sorted[(sorted.len() - 1) / 2];
+        let (mut sent, mut peak) = (Vec::new(), 0.0_f32);
+        for (body, norms) in bodies.iter().zip(&norms) {
+            let (record, norm) = (body.view().record(chunk_idx), norms[tensor_idx]);
+            let limit = if norm > median { (median / norm) as f32 } else { 1.0 };
+            let values = body.view().levels(tensor_idx).values(record.scale());
+            record.for_each(Format::of(spec).kept_of(layout.valid(tensor_idx, chunk_idx)), |position, code| {
+                let value = values[usize::from(code)] * limit;
+                peak = peak.max(value.abs());
+                if record.scale() != 0 {
+                    sent.push((position, value));
+                }
+            });
+        }
+        if peak < 2_f32.powi(-64) {
+            continue;
+        }
+        let exponent = (peak.to_bits() >> 23) as i32 - 126 - grid_bits;
+        let (mut sums, mut counts) = ([0_i64; CHUNK_LEN], [0_u64; CHUNK_LEN]);
+        for (position, value) in sent {
+            sums[position] += (value * 2_f32.powi(-exponent)).round_ties_even() as i64;
+            counts[position] += 1;
+        }
+        for (position, theta) in theta[chunk_idx * CHUNK_LEN..(chunk_idx + 1) * CHUNK_LEN].iter_mut().enumerate() {
+            let divisor = match spec.aggregation {
+                Aggregation::MeanOfAll => bodies.len() as u64,
+                Aggregation::MeanOfSenders => counts[position],
+            };
+            if counts[position] > 0 {
+                *theta -= sums[position] as f32 * (spec.lr_outer / divisor as f32 * 2_f32.powi(exponent));
+                coordinates += 1;
+            }
+        }
+    }
+    coordinates
+}
+
+/// So many threads, each of which takes a job when it is free.
+struct Threads(usize);
+
+#[allow(clippy::disallowed_methods, reason = "a test brings threads of its own")]
+impl Pool for Threads {
+    fn for_each<J: Send>(&self, jobs: impl Iterator<Item = J> + Send, work: impl Fn(J) + Sync) {
+        let jobs = std::sync::Mutex::new(jobs);
+        std::thread::scope(|scope| {
+            for _ in 0..self.0 {
+                scope.spawn(|| {
+                    while let Some(job) = { jobs.lock().unwrap().next() } {
+                        work(job);
+                    }
+                });
+            }
+        });
+    }
+}
+
+#[test]
+fn every_instruction_set_and_every_pool_steps_to_the_same_bits() {
+    let layout = layout(&[&[130, 70], &[4100], &[3]]);
+    for (quantiser, name) in QUANTISERS {
+        for (keep, n) in [(1, 20), (3, 2), (64, 1), (64, 20), (118, 7), (128, 31), (1024, 5)] {
+            for aggregation in [Aggregation::MeanOfAll, Aggregation::MeanOfSenders] {
+                let spec = SparseSpec { keep_per_chunk: keep, ..spec_of(quantiser, aggregation) };
+                let bodies = contributions(&layout, &spec, n);
+                let mut start = noise_of(&layout, 99);
+                start[7] = -0.0;
+                let mut want = start.clone();
+                let coordinates = by_the_definition(&layout, &spec, &bodies, &mut want);
+                let want: Vec<u32> = want.into_iter().map(f32::to_bits).collect();
+                let views = views(&bodies);
+                for simd in Simd::available() {
+                    let mut theta = start.clone();
+                    let step = OuterStep::new(&Threads(2), simd, &layout, &spec, &views);
+                    assert_eq!(step.run(&Threads(3), &mut theta), coordinates);
+                    let got: Vec<u32> = theta.into_iter().map(f32::to_bits).collect();
+                    assert!(got == want, "{simd:?} {name} {aggregation:?} k = {keep} R = {n}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_digest_made_on_the_way_is_that_of_theta() {
+    // Two parts and a bit, so that the last one is short.
+    let layout = layout(&[&[64 * 71, 64]]);
+    let spec = spec_of(Quantiser::TwoBit, Aggregation::MeanOfAll);
+    let bodies = contributions(&layout, &spec, 2);
+    let views = views(&bodies);
+    let step = OuterStep::new(&Inline, Simd::best(), &layout, &spec, &views);
+    let (mut theta, mut plain) = (noise_of(&layout, 3), noise_of(&layout, 3));
+    let (coordinates, got) = step.run_and_digest(&Threads(2), &mut theta);
+    assert_eq!(step.apply(0..layout.n_chunks(), &mut plain), coordinates);
+    assert!(theta == plain);
+    assert_eq!(got, crate::digest::digest(&plain));
 }
 
 #[test]

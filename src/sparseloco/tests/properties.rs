@@ -211,6 +211,7 @@ impl Pool for Shuffled {
 /// So many threads, each of which takes a job when it is free.
 struct Threads(usize);
 
+#[allow(clippy::disallowed_methods, reason = "a test brings threads of its own")]
 impl Pool for Threads {
     fn for_each<J: Send>(&self, jobs: impl Iterator<Item = J> + Send, work: impl Fn(J) + Sync) {
         let (jobs, work) = (Mutex::new(jobs), &work);

@@ -2,6 +2,7 @@
 
 use std::time::Instant;
 
+use allocation_counter::measure;
 use convoke::pool::{Inline, Pool};
 use convoke::run_spec::SparseSpec;
 use convoke::sparseloco::{CHUNK_LEN, Encoded, Layout, Simd, encode_on};
@@ -79,6 +80,17 @@ pub fn on_one_core(layout: &Layout, spec: &SparseSpec, gradients: &mut Gradients
         of_floor: median(&mut ratios[i].clone()),
     };
     sets.iter().enumerate().map(encoding).collect()
+}
+
+/// Bytes on the heap beyond e, Δ and the contribution with its undo, at most, on one thread.
+pub fn memory(layout: &Layout, spec: &SparseSpec, gradients: &mut Gradients) -> u64 {
+    let mut made = 0;
+    let heap = measure(|| {
+        let encoded = gradients.encode(&Inline, Simd::best(), layout, spec);
+        let (body, listed) = (encoded.body.view(), encoded.undo.n_exceptions() * size_of::<(u64, f32)>());
+        made = (body.level_bytes().len() + body.record_bytes().len() + listed) as u64;
+    });
+    heap.bytes_max - made
 }
 
 /// How much faster two threads are than one: encoding, and the floor.

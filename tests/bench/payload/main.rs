@@ -74,16 +74,27 @@ fn encoding(layout: &Layout, gradients: &mut encode::Gradients, repetitions: usi
             row(&what, encoding.of_floor, Some(wanted));
         }
     }
+    memory_row("encode", encode::memory(layout, &spec(Quantiser::TwoBit), gradients));
     let [encoding, floor] = encode::on_two_threads(layout, &spec(Quantiser::OneBit), gradients, repetitions)?;
     row("two threads over one, the floor", floor, None);
     row("two threads over one, encode", encoding, Some(floor.min(1.7)));
     Ok(())
 }
 
+/// KiB at most; the stack, some 100 KiB of each thread's, is not in it.
+fn memory_row(what: &str, bytes: u64) {
+    let verdict = if bytes < 1_000_000 { "met" } else { "MISSED" };
+    println!(
+        "| {what}: heap beyond θ, e and payloads, kB a thread | {:.0} | at most 1000 | {verdict} |",
+        bytes as f64 / 1e3
+    );
+}
+
 fn merging(n_chunks: usize, repetitions: usize) -> anyhow::Result<()> {
     for quantiser in QUANTISERS {
         let (name, r) = (quantiser.name(), merge::CONTRIBUTIONS);
         let contributions = Contributions::new(&spec(quantiser), n_chunks)?;
+        memory_row(&format!("{name}: outer step R = {r} with digest"), contributions.memory()?);
         for simd in Simd::available() {
             let wanted = (simd == Simd::best()).then_some(1.5);
             let values = contributions.values_checked(simd, repetitions) / 1e9;

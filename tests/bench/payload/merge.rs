@@ -2,6 +2,7 @@
 
 use std::hint::black_box;
 
+use allocation_counter::measure;
 use convoke::pool::Inline;
 use convoke::run_spec::{Aggregation, SparseSpec};
 use convoke::sparseloco::{BodyRef, CHUNK_LEN, Format, Layout, OuterStep, Simd, TensorShape, encode};
@@ -80,6 +81,19 @@ impl Contributions {
             );
         }
         Ok(ratios.map(|mut ratios| median(&mut ratios)))
+    }
+}
+
+impl Contributions {
+    /// Bytes on the heap beyond θ and the payloads, at most, on one thread.
+    pub fn memory(&self) -> anyhow::Result<u64> {
+        let bodies: Vec<BodyRef<'_>> = (0..CONTRIBUTIONS).map(|i| self.check(Simd::best(), i)).collect();
+        let mut theta = Buffer::new(self.layout.n_chunks() * CHUNK_LEN)?;
+        let heap = measure(|| {
+            let step = OuterStep::new(&Inline, Simd::best(), &self.layout, &self.spec, &bodies);
+            black_box(step.run_and_digest(&Inline, theta.values_mut()));
+        });
+        Ok(heap.bytes_max)
     }
 }
 
