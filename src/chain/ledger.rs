@@ -5,7 +5,7 @@
 //! and changes nothing else. The hash of a block covers parent, number, time, calls and the whole state, so two hosts
 //! that agree on a hash agree on everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -211,22 +211,30 @@ impl Ledger {
         call.verify(&self.state.genesis, birth_hash)
     }
 
+    /// Encoding and era of a call whose host has looked up the birth block's hash itself.
     fn check_life(&self, call: &VerifiedCall) -> Result<(), Invalid> {
-        if call.period == IMMORTAL {
-            return if call.call.has_encoding() { Ok(()) } else { Err(Invalid::Undecodable) };
+        if call.period == IMMORTAL && call.call.has_encoding() {
+            Ok(())
+        } else {
+            self.check_era(&call.call, call.birth, call.period)
         }
-        self.living_birth(&call.call, call.birth, call.period).map(|_| ())
+    }
+
+    /// The hash that the call's signature must be over, if the call could be in the next block.
+    fn living_birth(&self, call: &Call, birth: u64, period: u64) -> Result<BlockHash, Invalid> {
+        self.check_era(call, birth, period)?;
+        self.hashes.get(&birth).copied().ok_or(Invalid::AncientBirthBlock)
     }
 
     /// What depends neither on the signature nor on the rest of the block: that the call has an encoding, and that its
-    /// era lasts. Gives the birth block's hash, which the signature must be over.
-    fn living_birth(&self, call: &Call, birth: u64, period: u64) -> Result<BlockHash, Invalid> {
+    /// era lasts.
+    fn check_era(&self, call: &Call, birth: u64, period: u64) -> Result<(), Invalid> {
         if !call.has_encoding() || !period.is_power_of_two() || !(4..=65_536).contains(&period) {
             return Err(Invalid::Undecodable);
         }
         let block = self.header.number.0 + 1;
-        let is_living = birth < block && block < birth.saturating_add(period);
-        self.hashes.get(&birth).copied().filter(|_| is_living).ok_or(Invalid::AncientBirthBlock)
+        let is_known = birth < block && block <= birth.saturating_add(BLOCK_HASH_COUNT);
+        if is_known && block < birth.saturating_add(period) { Ok(()) } else { Err(Invalid::AncientBirthBlock) }
     }
 
     /// The block's header.
@@ -281,6 +289,18 @@ impl Ledger {
     #[must_use]
     pub fn balance(&self, account: &AccountId) -> u64 {
         self.state.balances.get(account).copied().unwrap_or(0)
+    }
+
+    /// Every account that ever held or sent something.
+    #[must_use]
+    pub fn accounts(&self) -> BTreeSet<AccountId> {
+        self.state.balances.keys().chain(self.state.nonces.keys()).copied().collect()
+    }
+
+    /// Blocks since the last epoch, and the block of one that was asked for out of turn (0: none).
+    #[must_use]
+    pub fn epoch_counters(&self) -> (u64, u64) {
+        (self.state.subnet.blocks_since_last_step, self.state.subnet.pending_epoch_at)
     }
 
     /// The subnet as a node reads it.
@@ -437,6 +457,20 @@ mod tests {
         assert_eq!(hashes(1), hashes(1));
         assert_eq!(hashes(1)[..5], hashes(2)[..5]);
         assert!(hashes(1).iter().zip(hashes(2)).skip(5).all(|(a, b)| *a != b));
+    }
+
+    #[test]
+    fn calls_that_a_host_verified_itself_have_the_same_fate() {
+        let (mut signed, mut verified) = (ledger(), ledger());
+        let calls = [sign(&signed, 1, commit(1)), sign(&signed, 2, set_weights(&[1, 2])), sign(&signed, 50, commit(3))];
+        let of_host = calls.iter().map(|call| call.verify(&signed.genesis(), signed.hash()).unwrap()).collect();
+        assert_eq!(verified.step_verified(7, of_host), signed.step(7, &calls));
+        assert_eq!(verified, signed);
+        let (hotkey, again) = (pair(1).hotkey(), &calls[0]);
+        let again = again.verify(&signed.genesis(), signed.block_hash(Block(0)).unwrap()).unwrap();
+        assert_eq!(verified.validate_verified(&again), Err(Invalid::Stale));
+        assert!(verified.accounts().contains(&hotkey) && !signed.accounts().contains(&pair(9).hotkey()));
+        assert_eq!(verified.epoch_counters(), (1, 0));
     }
 
     #[test]

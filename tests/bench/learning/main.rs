@@ -155,7 +155,7 @@ impl Row {
             self.of(|outcome| outcome.sent.relative_error()).mean,
         ];
         println!(
-            "| {} | {:.3} | {:.3} ({:.3} to {:.3}) | {gap} | {canonical:.0} | {transport:.0} | {:.1} | {error:.4} |",
+            "| {} | {:.3} | {:.3} ({:.3} to {:.3}) | {gap} | {canonical:.0} | {transport:.0} | {:.2} | {error:.4} |",
             self.name,
             half.mean,
             end.mean,
