@@ -211,22 +211,30 @@ impl Ledger {
         call.verify(&self.state.genesis, birth_hash)
     }
 
+    /// Encoding and era of a call whose host has looked up the birth block's hash itself.
     fn check_life(&self, call: &VerifiedCall) -> Result<(), Invalid> {
-        if call.period == IMMORTAL {
-            return if call.call.has_encoding() { Ok(()) } else { Err(Invalid::Undecodable) };
+        if call.period == IMMORTAL && call.call.has_encoding() {
+            Ok(())
+        } else {
+            self.check_era(&call.call, call.birth, call.period)
         }
-        self.living_birth(&call.call, call.birth, call.period).map(|_| ())
+    }
+
+    /// The hash that the call's signature must be over, if the call could be in the next block.
+    fn living_birth(&self, call: &Call, birth: u64, period: u64) -> Result<BlockHash, Invalid> {
+        self.check_era(call, birth, period)?;
+        self.hashes.get(&birth).copied().ok_or(Invalid::AncientBirthBlock)
     }
 
     /// What depends neither on the signature nor on the rest of the block: that the call has an encoding, and that its
-    /// era lasts. Gives the birth block's hash, which the signature must be over.
-    fn living_birth(&self, call: &Call, birth: u64, period: u64) -> Result<BlockHash, Invalid> {
+    /// era lasts.
+    fn check_era(&self, call: &Call, birth: u64, period: u64) -> Result<(), Invalid> {
         if !call.has_encoding() || !period.is_power_of_two() || !(4..=65_536).contains(&period) {
             return Err(Invalid::Undecodable);
         }
         let block = self.header.number.0 + 1;
-        let is_living = birth < block && block < birth.saturating_add(period);
-        self.hashes.get(&birth).copied().filter(|_| is_living).ok_or(Invalid::AncientBirthBlock)
+        let is_known = birth < block && block <= birth.saturating_add(BLOCK_HASH_COUNT);
+        if is_known && block < birth.saturating_add(period) { Ok(()) } else { Err(Invalid::AncientBirthBlock) }
     }
 
     /// The block's header.
