@@ -92,6 +92,7 @@ impl Class {
         match name {
             "SettingWeightsTooFast"
             | "CommittingWeightsTooFast"
+            | "TooManyUnrevealedCommits"
             | "SpaceLimitExceeded"
             | "ServingRateLimitExceeded" => Self::RateLimited(retry_at),
             "HotKeyNotRegisteredInSubNet" | "HotKeyNotRegisteredInNetwork" | "AccountNotAllowedCommit" => {
@@ -116,6 +117,8 @@ impl Class {
         match code {
             1 => Self::StakeTooLow,
             6 => Self::RateLimited(retry_at),
+            // The round came out on the way: lock the weights until a later one.
+            15 => Self::Transient,
             18 => Self::BadArgs,
             10 | 19 => Self::NotRegistered,
             _ => Self::Fatal,
@@ -168,6 +171,10 @@ mod tests {
         assert_eq!(class(DispatchError::NeuronNoValidatorPermit), Class::NoPermit);
         assert_eq!(class(DispatchError::NotEnoughStakeToSetWeights), Class::StakeTooLow);
         assert_eq!(class(DispatchError::UidVecContainInvalidOne), Class::BadArgs);
+        assert_eq!(class(DispatchError::CommittingWeightsTooFast), Class::RateLimited(Block(7)));
+        assert_eq!(class(DispatchError::TooManyUnrevealedCommits), Class::RateLimited(Block(7)));
+        assert_eq!(class(DispatchError::IncorrectCommitRevealVersion), Class::Fatal);
+        assert_eq!(Class::of_custom(15, Block(7)), Class::Transient);
         assert_eq!(class(DispatchError::SubnetNotExists), Class::Fatal);
         assert_eq!(Class::of_dispatch("SomethingOfATomorrowsRuntime", Block(7)), Class::Fatal);
         assert_eq!(Class::of_custom(6, Block(7)), Class::RateLimited(Block(7)));

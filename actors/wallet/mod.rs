@@ -17,7 +17,9 @@ use convoke::address::to_ss58;
 use convoke::terms::Hotkey;
 use rand_core::{OsRng, RngCore};
 
+pub mod command;
 mod key_file;
+pub mod prompt;
 mod sealed;
 
 pub use key_file::{Key, KeyFileError};
@@ -103,7 +105,7 @@ pub enum WalletError {
         path: PathBuf,
     },
     /// Nobody gave a password.
-    #[error("{path} is encrypted, and no password could be asked for")]
+    #[error("{path} needs a password, and was given none")]
     NoPassword {
         /// The file.
         path: PathBuf,

@@ -10,12 +10,14 @@ use std::collections::BTreeMap;
 
 use blake2::digest::consts::U32;
 use blake2::{Blake2b, Digest};
+use rand_core::{CryptoRng, RngCore};
 use serde::{Deserialize, Serialize};
 
-use super::call::DispatchError;
+use super::call::{Call, DispatchError};
+use super::schedule::{EpochSchedule, ScheduleError};
 use super::state::Event;
 use super::subnet::Subnet;
-use super::timelock::{self, LockedWeights, Pulse, SIGNATURE_BYTES};
+use super::timelock::{self, Beacon, LockedWeights, Pulse, SIGNATURE_BYTES, TimelockError};
 use super::weights::{Weights, ensure, passes_rate_limit, store_weights};
 use crate::terms::{Block, Hotkey, Uid};
 
@@ -27,6 +29,58 @@ const OPEN_COMMITS_MAX: usize = 10;
 
 /// Pulses kept beside those that open commits wait for. A live chain keeps a week of them.
 const PULSES_KEPT: usize = 256;
+
+/// Blocks after the first in which the chain would reveal until which weights stay locked: what an epoch that comes
+/// early and a clock that is wrong may cost. The chain tries again in each of them.
+const MARGIN_BLOCKS: u64 = 3;
+
+/// What a validator knows of the chain when it locks its weights.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment<'a> {
+    /// The subnet.
+    pub netuid: u16,
+    /// The best block.
+    pub head: Block,
+    /// The epoch schedule after it.
+    pub schedule: &'a EpochSchedule,
+    /// Epochs between commit and reveal.
+    pub reveal_period_epochs: u64,
+    /// The beacon that the chain follows.
+    pub beacon: &'a Beacon,
+    /// When the best block was made, milliseconds since 1970.
+    pub now_ms: u64,
+    /// How long a block takes.
+    pub block_time_ms: u64,
+}
+
+/// Why weights cannot be locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum LockError {
+    /// Nobody can tell when they would be revealed.
+    #[error(transparent)]
+    Schedule(#[from] ScheduleError),
+    /// They cannot be encrypted.
+    #[error(transparent)]
+    Timelock(#[from] TimelockError),
+}
+
+impl Moment<'_> {
+    /// The call that promises these weights, locked until the chain will reveal them. Made in the next block; later, it
+    /// may have to be made anew.
+    ///
+    /// # Errors
+    /// A subnet that reveals nothing, or weights that the chain would not take.
+    pub fn promise(&self, weights: &LockedWeights, rng: &mut (impl RngCore + CryptoRng)) -> Result<Call, LockError> {
+        let reveal = self.schedule.reveal_block(self.head, self.reveal_period_epochs)?;
+        // The last block of its epoch is the last in which the chain tries.
+        let margin = MARGIN_BLOCKS.min(u64::from(self.schedule.tempo).saturating_sub(1));
+        let blocks = reveal.0.saturating_sub(self.head.0).saturating_add(margin);
+        let reveal_round = self.beacon.reveal_round(self.now_ms, blocks, self.block_time_ms);
+        let commit = self.beacon.lock(reveal_round, &weights.encode(), rng)?;
+        let (netuid, commit_reveal_version) = (self.netuid, COMMIT_REVEAL_VERSION);
+        Ok(Call::CommitTimelockedWeights { netuid, commit, reveal_round, commit_reveal_version })
+    }
+}
 
 /// Weights that the chain will open by itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -296,9 +350,11 @@ fn blake2_256(bytes: &[u8]) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::super::timelock::{LocalBeacon, TestRng};
     use super::*;
-    use crate::chain::{Call, Genesis, GenesisNeuron, Invalid, Ledger, SignedCall, Verdict};
+    use crate::chain::{Genesis, GenesisNeuron, Invalid, Ledger, SignedCall, Verdict};
     use crate::hotkey::HotkeyPair;
     use crate::terms::BlockHash;
 
@@ -483,6 +539,53 @@ mod tests {
         assert_eq!(run(&mut open, 1, call(NETUID, 4)), disabled);
         assert_eq!(run(&mut open, 1, Call::CommitWeights { netuid: NETUID, commit_hash: [0; 32] }), disabled);
         assert_eq!(run(&mut open, 1, reveal([1; 3])), disabled);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        #[test]
+        fn promised_weights_are_sealed_until_their_epoch_and_read_in_it(
+            head in 0_u64..40, period in 1_u64..4, beacon_ms in 200_u64..4000,
+        ) {
+            let mut ledger = ledger(period);
+            let beacon = LocalBeacon::new(&BlockHash([7; 32]), 500, beacon_ms);
+            // A block a second, and the pulses that are out by then.
+            let mut next = |ledger: &mut Ledger, calls: &[SignedCall]| {
+                let now = ledger.header().timestamp_ms + 1000;
+                let rounds = ledger.last_round() + 1..=beacon.beacon().round_at(now);
+                ledger.announce(rounds.map(|round| beacon.pulse(round)));
+                ledger.step(now, calls).1.first().map(|receipt| receipt.verdict)
+            };
+            while ledger.header().number.0 < head {
+                next(&mut ledger, &[]);
+            }
+            let schedule = ledger.schedule();
+            let moment = Moment {
+                netuid: NETUID,
+                head: Block(head),
+                schedule: &schedule,
+                reveal_period_epochs: period,
+                beacon: beacon.beacon(),
+                now_ms: ledger.header().timestamp_ms,
+                block_time_ms: 1000,
+            };
+            let hotkey = pair(1).hotkey();
+            let weights = LockedWeights { hotkey, uids: vec![0, 1, 2], values: VALUES.into(), version_key: 0 };
+            let call = moment.promise(&weights, &mut TestRng::new(1)).unwrap();
+            let Call::CommitTimelockedWeights { reveal_round, .. } = call else { unreachable!() };
+            let call = sign(&ledger, 1, call);
+            prop_assert_eq!(next(&mut ledger, &[call]), Some(DONE));
+            let revealed = schedule.reveal_block(Block(head), period).unwrap();
+            while ledger.header().number < revealed {
+                prop_assert!(ledger.weights(Uid(0)).is_empty());
+                next(&mut ledger, &[]);
+            }
+            // A pulse of up to four seconds may come some blocks later, never after the epoch of ten.
+            for _ in 0..9 {
+                next(&mut ledger, &[]);
+            }
+            prop_assert_eq!(ledger.weights(Uid(0)), STORED, "round {}", reveal_round);
+        }
     }
 
     const SALT: [u16; 2] = [8, 9];
