@@ -550,7 +550,7 @@ mod tests {
             let mut ledger = ledger(period);
             let beacon = LocalBeacon::new(&BlockHash([7; 32]), 500, beacon_ms);
             // A block a second, and the pulses that are out by then.
-            let mut next = |ledger: &mut Ledger, calls: &[SignedCall]| {
+            let next = |ledger: &mut Ledger, calls: &[SignedCall]| {
                 let now = ledger.header().timestamp_ms + 1000;
                 let rounds = ledger.last_round() + 1..=beacon.beacon().round_at(now);
                 ledger.announce(rounds.map(|round| beacon.pulse(round)));
