@@ -29,6 +29,35 @@ pub enum Command {
         #[command(subcommand)]
         command: TokenizerCommand,
     },
+    /// Make and show the keys that own and run a node, in the official tools' files.
+    Wallet {
+        /// What to do.
+        #[command(subcommand)]
+        command: WalletCommand,
+    },
+}
+
+/// What can be done with wallets.
+#[derive(Debug, Subcommand)]
+pub enum WalletCommand {
+    /// Make a hotkey, and a coldkey under a password if the wallet has none.
+    New(WalletArgs),
+    /// Show whose wallet it is.
+    Show(WalletArgs),
+}
+
+/// Which wallet.
+#[derive(Debug, Clone, Args)]
+pub struct WalletArgs {
+    /// The wallet's name.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub wallet: String,
+    /// The hotkey's name.
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    pub hotkey: String,
+    /// Where wallets are; the official tools' place if it is not said.
+    #[arg(long, value_name = "DIR")]
+    pub wallets: Option<PathBuf>,
 }
 
 /// What can be done with tokenizers.

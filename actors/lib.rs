@@ -48,6 +48,8 @@ pub mod config;
 
 pub mod identity;
 
+pub mod wallet;
+
 pub mod journal;
 
 pub mod events;

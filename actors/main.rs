@@ -4,7 +4,8 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use convoke_node::cli::{Cli, Command, TokenizerCommand};
+use convoke_node::cli::{Cli, Command, TokenizerCommand, WalletCommand};
+use convoke_node::wallet::{command, prompt};
 use convoke_node::{data, run};
 
 /// Keeps large freed buffers for the next inner step, where the system's allocator would give them back and ask anew.
@@ -18,6 +19,10 @@ fn main() -> ExitCode {
         Command::Tokenizer { command: TokenizerCommand::Train { files, vocab_size, out } } => {
             data::vocabulary::train_to_file(&files, vocab_size, &out).map(|()| 0).map_err(Into::into)
         }
+        Command::Wallet { command } => wallet(&command).map(|text| {
+            print!("{text}");
+            0
+        }),
     };
     match outcome {
         Ok(code) => ExitCode::from(code),
@@ -26,4 +31,14 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+fn wallet(wallet: &WalletCommand) -> anyhow::Result<String> {
+    let (WalletCommand::New(args) | WalletCommand::Show(args)) = wallet;
+    let wallets = args.wallets.clone().map_or_else(command::default_wallets, Ok)?;
+    let text = match wallet {
+        WalletCommand::New(_) => command::new(&wallets, &args.wallet, &args.hotkey, prompt::password),
+        WalletCommand::Show(_) => command::show(&wallets, &args.wallet, &args.hotkey),
+    };
+    Ok(text?)
 }

@@ -3,7 +3,7 @@
 //! Signatures are deterministic (the nonce is derived from the secret and the message alone), so that signing the same
 //! payload twice gives the same bytes: one content, one encoding (C-2).
 
-use schnorrkel::{ExpansionMode, Keypair, MiniSecretKey, PublicKey, Signature};
+use schnorrkel::{ExpansionMode, Keypair, MiniSecretKey, PublicKey, SecretKey, Signature};
 
 use crate::terms::Hotkey;
 
@@ -12,6 +12,9 @@ const CONTEXT: &[u8] = b"substrate";
 
 /// Bytes of a signature.
 pub const SIGNATURE_LEN: usize = 64;
+
+/// Bytes of an expanded secret.
+pub const EXPANDED_LEN: usize = 64;
 
 /// The secret and public half of a hotkey.
 #[derive(Clone)]
@@ -26,6 +29,21 @@ impl HotkeyPair {
     pub fn from_seed(seed: &[u8; 32]) -> Self {
         let secret = MiniSecretKey::from_bytes(seed).expect("32 bytes are a mini secret");
         Self(secret.expand_to_keypair(ExpansionMode::Ed25519))
+    }
+
+    /// The pair of an expanded secret, scalar and nonce, in either of the two layouts that key files have: the scalar as
+    /// it is, or times eight as ed25519 has it. `None` unless it is the pair of this public key.
+    #[must_use]
+    pub fn from_expanded(secret: &[u8; EXPANDED_LEN], public: &Hotkey) -> Option<Self> {
+        let layouts = [SecretKey::from_bytes(secret), SecretKey::from_ed25519_bytes(secret)];
+        let mut pairs = layouts.into_iter().flatten().map(|secret| Self(secret.to_keypair()));
+        pairs.find(|pair| pair.hotkey() == *public)
+    }
+
+    /// The expanded secret as the official key files have it, the scalar as it is; [`Self::from_expanded`] reads it.
+    #[must_use]
+    pub fn expanded(&self) -> [u8; EXPANDED_LEN] {
+        self.0.secret.to_bytes()
     }
 
     /// The public half.
@@ -97,6 +115,18 @@ mod tests {
         let mut flipped = signature;
         flipped[3] ^= 1;
         assert!(!verify(&pair.hotkey(), b"payload", &flipped));
+    }
+
+    #[test]
+    fn an_expanded_secret_gives_its_pair_back_in_both_layouts_and_for_its_own_key_only() {
+        let pair = HotkeyPair::from_seed(&[7; 32]);
+        let signature = pair.sign(b"payload");
+        for secret in [pair.expanded(), pair.0.secret.to_ed25519_bytes()] {
+            let read = HotkeyPair::from_expanded(&secret, &pair.hotkey()).unwrap();
+            assert_eq!(read.sign(b"payload"), signature);
+            assert!(HotkeyPair::from_expanded(&secret, &HotkeyPair::from_seed(&[8; 32]).hotkey()).is_none());
+        }
+        assert!(HotkeyPair::from_expanded(&[0xff; EXPANDED_LEN], &pair.hotkey()).is_none());
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub mod round;
 
 pub mod hotkey;
 
+pub mod address;
+
 pub mod pool;
 
 pub mod sparseloco;

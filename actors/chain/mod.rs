@@ -1,8 +1,16 @@
 //! The seam between a node and its chain: two small traits, every read at a named block.
 //!
-//! [`ChainRead`] is for everybody, [`ChainWrite`] for ChainWriter alone. Behind them stands a host of the ledger in
-//! this process ([`host::Host`]); a client of a Subtensor network has the same face, the same outcomes and the same
-//! names of errors, so that a node has one table of them ([`Class`]).
+//! ```text
+//!  ChainRead, ChainWrite
+//!    ├─ host     the ledger in this process: tests, simulation
+//!    └─ client   subxt, against a live Subtensor or the development chain
+//!                   │ WebSocket, Substrate JSON-RPC
+//!                server   the ledger for other processes: the development chain
+//!                   └─ wire   the ledger in Subtensor's encoding, by recorded metadata
+//! ```
+//!
+//! [`ChainRead`] is for everybody, [`ChainWrite`] for ChainWriter alone. Whatever stands behind them has the same face, the
+//! same outcomes and the same names of errors, so that a node has one table of them ([`Class`]).
 //!
 //! The best head drives the clock. Seeds, membership and scores are read at finalised blocks only.
 
@@ -16,17 +24,23 @@ use convoke::terms::{Block, BlockHash, Hotkey, Uid, Weight};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+pub mod client;
 pub mod host;
 mod maker;
 mod outcome;
 mod pool;
+pub mod server;
 mod store;
 #[cfg(test)]
 mod tests;
+pub mod wire;
 
+pub use client::{Client, ClientConfig};
 pub use convoke::chain::{Committed, Metagraph, Neuron};
-pub use host::{Host, HostConfig, HostError, Pace};
+pub use host::{CallFault, Host, HostConfig, HostError, Pace, StoreError};
 pub use outcome::{Class, Outcome};
+pub use server::{ChainServer, ServeError, ServerConfig};
+pub use wire::{Runtime, WireError};
 
 /// What a call to the chain resolves to; boxed, so that the traits can be objects.
 pub type ChainFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Send + 'a>>;
@@ -80,6 +94,18 @@ pub enum ChainError {
     #[error("the chain's store failed: {reason}")]
     Store {
         /// The store's words.
+        reason: String,
+    },
+    /// No endpoint answers; it is tried again meanwhile.
+    #[error("the chain cannot be reached: {reason}")]
+    Unreachable {
+        /// What the last attempt came to.
+        reason: String,
+    },
+    /// An answer is not what a Subtensor chain would say.
+    #[error("the chain is not as expected: {reason}")]
+    Foreign {
+        /// What is wrong with it.
         reason: String,
     },
     /// A call that must succeed did not.

@@ -168,7 +168,8 @@ struct Tables {
     views: Vec<Vec<u8>>,
 }
 
-fn create(path: &Path) -> Result<Database, StoreError> {
+/// Opens or creates a file that no other process holds.
+pub(super) fn create(path: &Path) -> Result<Database, StoreError> {
     let path_buf = || path.to_owned();
     let opened = Database::builder().set_cache_size(CACHE_BYTES).create(path);
     opened.map_err(|error| match error {

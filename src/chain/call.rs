@@ -4,11 +4,11 @@
 //! and the checks of Subtensor's call-validity extension), which leaves no trace; or inside a block
 //! ([`DispatchError`]), which costs its nonce.
 //!
-//! Room for commit-reveal: a commit of weights is one more [`Call`] variant, and its errors are more names in the
-//! table.
+//! New calls are added at the end: a call's place is part of what its signature is over.
 
 use serde::{Deserialize, Serialize};
 
+use super::timelock::COMMIT_BYTES_MAX;
 use crate::hotkey::{self, HotkeyPair, SIGNATURE_LEN};
 use crate::terms::{BlockHash, Hotkey};
 
@@ -20,6 +20,9 @@ pub const SPEC_VERSION: u32 = 425;
 
 /// How long a call of a node stays valid, in blocks.
 pub const ERA_PERIOD: u64 = 64;
+
+/// The period of a call that lives for ever: Substrate's immortal era. No node makes one, and no [`SignedCall`] has it.
+pub const IMMORTAL: u64 = u64::MAX;
 
 /// A call whose birth is further back than this cannot be checked.
 pub const BLOCK_HASH_COUNT: u64 = 2400;
@@ -87,6 +90,55 @@ pub enum Call {
         /// Stake it has at least, in rao.
         stake: u64,
     },
+    /// Promises the signer's weights; the chain opens them by itself when their epoch has come.
+    CommitTimelockedWeights {
+        /// Where.
+        netuid: u16,
+        /// At most [`COMMIT_BYTES_MAX`]: [`LockedWeights`](super::timelock::LockedWeights), locked.
+        commit: Vec<u8>,
+        /// The beacon's round that they are locked until.
+        reveal_round: u64,
+        /// [`COMMIT_REVEAL_VERSION`](super::commit_reveal::COMMIT_REVEAL_VERSION).
+        commit_reveal_version: u16,
+    },
+    /// Promises the signer's weights, which he will reveal himself.
+    CommitWeights {
+        /// Where.
+        netuid: u16,
+        /// [`Reveal::hash`](super::commit_reveal::Reveal::hash).
+        commit_hash: [u8; 32],
+    },
+    /// Sets the weights that the signer promised.
+    RevealWeights {
+        /// Where.
+        netuid: u16,
+        /// Uids.
+        uids: Vec<u16>,
+        /// One for each, relative.
+        values: Vec<u16>,
+        /// What was hashed with them.
+        salt: Vec<u16>,
+        /// The version of the rules they were made by.
+        version_key: u64,
+    },
+    /// Lowers the number of slots; who is left is numbered anew. Signed by the subnet owner's coldkey, or by `sudo`.
+    SudoTrimToMaxAllowedUids {
+        /// Where.
+        netuid: u16,
+        /// Slots from now on.
+        max_n: u16,
+    },
+}
+
+impl Call {
+    /// Whether its parts fit the chain's bounded types; a call that does not cannot even be decoded there.
+    pub(super) fn has_encoding(&self) -> bool {
+        match self {
+            Self::SetCommitment { fields, .. } => fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX),
+            Self::CommitTimelockedWeights { commit, .. } => commit.len() <= COMMIT_BYTES_MAX,
+            _ => true,
+        }
+    }
 }
 
 /// The blocks in which a call is valid: `birth ..  birth + period`.
@@ -118,6 +170,9 @@ pub struct SignedCall {
 }
 
 /// A call whose signature was found good: what the rules work on.
+///
+/// There are two ways to one, and no third: [`SignedCall::verify`], and [`VerifiedCall::trust`] for a host that checks
+/// signatures of another encoding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifiedCall {
     /// Names the call in a receipt.
@@ -126,12 +181,29 @@ pub struct VerifiedCall {
     pub signer: AccountId,
     /// How many calls of this signer came before.
     pub nonce: u64,
-    /// First block it is valid in.
+    /// The block it was made on; it is valid after it.
     pub birth: u64,
     /// Blocks it is valid for.
     pub period: u64,
     /// What is asked.
     pub call: Call,
+    /// Keeps others from writing one down.
+    is_verified: IsVerified,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct IsVerified;
+
+impl VerifiedCall {
+    /// A call whose signature the caller has verified himself: over signer, nonce, life (birth and period) and call,
+    /// over this chain's genesis hash, and over the hash of the birth block on this fork. `hash` names it in its
+    /// receipt; no two calls share one.
+    ///
+    /// Nonce, era, and every rule of the call are still the ledger's to check.
+    #[must_use]
+    pub fn trust(hash: [u8; 32], signer: AccountId, nonce: u64, (birth, period): (u64, u64), call: Call) -> Self {
+        Self { hash, signer, nonce, birth, period, call, is_verified: IsVerified }
+    }
 }
 
 impl SignedCall {
@@ -166,14 +238,8 @@ impl SignedCall {
         if !hotkey::verify(&self.signer, &bytes, &self.signature) {
             return Err(Invalid::BadProof);
         }
-        Ok(VerifiedCall {
-            hash: self.hash(),
-            signer: self.signer,
-            nonce: self.nonce,
-            birth: self.birth,
-            period: self.period,
-            call: self.call.clone(),
-        })
+        let life = (self.birth, self.period);
+        Ok(VerifiedCall::trust(self.hash(), self.signer, self.nonce, life, self.call.clone()))
     }
 }
 
@@ -222,6 +288,12 @@ impl Invalid {
     pub const STAKE_TOO_LOW: Self = Self::Custom(1);
     /// `RateLimitExceeded`.
     pub const RATE_LIMIT: Self = Self::Custom(6);
+    /// `InvalidRevealRound`: the round is out, so nothing is locked until it.
+    pub const REVEAL_ROUND: Self = Self::Custom(15);
+    /// `CommitNotFound`.
+    pub const COMMIT_NOT_FOUND: Self = Self::Custom(16);
+    /// `CommitBlockNotInRevealRange`.
+    pub const NOT_IN_REVEAL_RANGE: Self = Self::Custom(17);
 }
 
 macro_rules! dispatch_errors {
@@ -254,8 +326,12 @@ macro_rules! dispatch_errors {
 }
 
 dispatch_errors! {
-    /// Only the genesis's `sudo` may make development calls.
+    /// Only the genesis's `sudo` may make development calls, only it or the owner those for a subnet's owner.
     "System" BadOrigin,
+    /// A number outside what the subnet may have.
+    "SubtensorModule" InvalidValue,
+    /// Too many of those that would be left may not be pruned.
+    "SubtensorModule" TrimmingWouldExceedMaxImmunePercentage,
     /// There is no such subnet.
     "SubtensorModule" SubnetNotExists,
     /// Registration is closed.
@@ -298,6 +374,22 @@ dispatch_errors! {
     "SubtensorModule" WeightVecLengthIsLow,
     /// One weight has more than its share.
     "SubtensorModule" MaxWeightExceeded,
+    /// Weights are set at once here, not committed.
+    "SubtensorModule" CommitRevealDisabled,
+    /// Locked in another form than the chain opens.
+    "SubtensorModule" IncorrectCommitRevealVersion,
+    /// Too soon after the last commit, or after registration.
+    "SubtensorModule" CommittingWeightsTooFast,
+    /// Ten of its commits wait already.
+    "SubtensorModule" TooManyUnrevealedCommits,
+    /// The hotkey has no open commit.
+    "SubtensorModule" NoWeightsCommitFound,
+    /// The epoch of its reveal has passed.
+    "SubtensorModule" ExpiredWeightCommit,
+    /// The epoch of its reveal has not come.
+    "SubtensorModule" RevealTooEarly,
+    /// The hotkey committed something else.
+    "SubtensorModule" InvalidRevealCommitHashNotMatch,
     /// The hotkey may not commit here: it has no slot.
     "Commitments" AccountNotAllowedCommit,
     /// More fields than three.

@@ -1,16 +1,11 @@
-//! When an epoch runs, and what of it is stored.
-//!
-//! The schedule is the stateful one of current runtimes (spec 425): it counts from the last epoch, not from block
-//! numbers, so nobody may compute an epoch's block by arithmetic; [`super::Metagraph::next_epoch`] says it.
+//! What an epoch stores, and the coinbase that it gives out. When it runs is [`super::EpochSchedule`]'s.
 
 use std::collections::BTreeMap;
 
+use super::schedule::EpochSchedule;
 use super::subnet::{Slot, Subnet};
 use super::yuma::{self, Member, Rules};
 use crate::terms::{Block, Hotkey};
-
-/// An epoch runs after this many blocks whatever the schedule says.
-const TEMPO_MAX: u64 = 50_400;
 
 impl Subnet {
     /// One block's part of the coinbase: emission accrues, and an epoch runs if it is due. Returns its index if it did.
@@ -19,32 +14,28 @@ impl Subnet {
         let of_owner = u64::try_from(of_owner / 65_535).unwrap_or(u64::MAX);
         let shared = self.hyperparameters.emission_per_block.saturating_sub(of_owner);
         self.pending_emission = self.pending_emission.saturating_add(shared);
-        self.blocks_since_last_step = self.blocks_since_last_step.saturating_add(1);
-        if !self.epoch_is_due(block) {
-            return None;
+        let mut schedule = self.schedule();
+        let runs = schedule.pass(block);
+        if runs {
+            self.run_epoch(stakes, block);
+            self.pending_emission = 0;
         }
-        self.run_epoch(stakes, block);
-        self.blocks_since_last_step = 0;
-        self.pending_emission = 0;
-        self.pending_epoch_at = 0;
-        self.last_epoch = block.0;
-        self.epoch_index += 1;
-        Some(self.epoch_index)
+        self.last_epoch = schedule.last_epoch;
+        self.pending_epoch_at = schedule.pending_epoch_at;
+        self.epoch_index = schedule.epoch_index;
+        self.blocks_since_last_step = schedule.blocks_since_last_step;
+        runs.then_some(self.epoch_index)
     }
 
-    fn epoch_is_due(&self, block: Block) -> bool {
-        let tempo = u64::from(self.hyperparameters.tempo);
-        let is_pending = self.pending_epoch_at > 0 && block.0 >= self.pending_epoch_at;
-        let is_overdue = self.blocks_since_last_step > TEMPO_MAX;
-        tempo > 0 && (is_pending || is_overdue || block.0.saturating_sub(self.last_epoch) >= tempo)
-    }
-
-    /// The block of the next epoch by the schedule; `None` if the tempo is zero.
-    pub(super) fn next_epoch(&self) -> Option<Block> {
-        let tempo = u64::from(self.hyperparameters.tempo);
-        let scheduled = self.last_epoch.saturating_add(tempo);
-        let next = if self.pending_epoch_at > 0 { scheduled.min(self.pending_epoch_at) } else { scheduled };
-        (tempo > 0).then_some(Block(next))
+    /// The schedule after the last block.
+    pub(super) fn schedule(&self) -> EpochSchedule {
+        EpochSchedule {
+            tempo: self.hyperparameters.tempo,
+            last_epoch: self.last_epoch,
+            pending_epoch_at: self.pending_epoch_at,
+            epoch_index: self.epoch_index,
+            blocks_since_last_step: self.blocks_since_last_step,
+        }
     }
 
     fn run_epoch(&mut self, stakes: &BTreeMap<Hotkey, u64>, block: Block) {
@@ -65,11 +56,18 @@ impl Subnet {
             owner: self.owner_uid().map(|uid| usize::from(uid.0)),
             emission: self.pending_emission,
         };
+        // The epoch that begins is counted before it is computed.
+        let earliest = if hyper.commit_reveal_weights_enabled {
+            self.open_commits.earliest(self.epoch_index + 1, hyper.reveal_period_epochs)
+        } else {
+            BTreeMap::new()
+        };
         let member = |slot: &mut Slot| Member {
             stake: stakes.get(&slot.hotkey).copied().unwrap_or(0),
             permit: slot.permit,
             last_update: slot.last_update,
             registered_at: slot.registered_at,
+            committed_at: earliest.get(&slot.hotkey).map(|block| block.0),
             weights: slot.weights.clone(),
             bonds: std::mem::take(&mut slot.bonds),
         };
@@ -97,7 +95,7 @@ mod tests {
         let mut subnet = Subnet::new(&Genesis::new(1, 0, 0));
         subnet.hyperparameters.tempo = tempo;
         (subnet.last_epoch, subnet.pending_epoch_at) = (last, pending);
-        let said = subnet.next_epoch().map(|block| block.0);
+        let said = subnet.schedule().next().map(|block| block.0);
         let ran = (head + 1..head + 200).find(|&block| subnet.coinbase(&BTreeMap::new(), Block(block)).is_some());
         assert_eq!(said, ran);
         ran

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::call::AccountId;
+use super::schedule::REVEAL_PERIOD_MAX;
 use crate::terms::{BlockHash, Hotkey};
 
 /// Rao in one TAO.
@@ -78,6 +79,8 @@ pub struct Hyperparameters {
     pub tempo: u16,
     /// Slots on the subnet.
     pub max_allowed_uids: u16,
+    /// The fewest slots that a trim may leave.
+    pub min_allowed_uids: u16,
     /// Permits given at the end of an epoch.
     pub max_allowed_validators: u16,
     /// Blocks after registration in which a neuron is not pruned.
@@ -106,6 +109,8 @@ pub struct Hyperparameters {
     pub stake_threshold: u64,
     /// Whether weights must be committed before they are revealed; plain `set_weights` is refused then.
     pub commit_reveal_weights_enabled: bool,
+    /// Epochs between the commit of weights and their reveal.
+    pub reveal_period_epochs: u64,
     /// Share of stake that makes a consensus, of 65535.
     pub kappa: u16,
     /// Weight of the old bonds, of 1 000 000.
@@ -127,6 +132,7 @@ impl Default for Hyperparameters {
         Self {
             tempo: 360,
             max_allowed_uids: 256,
+            min_allowed_uids: 64,
             max_allowed_validators: 128,
             immunity_period: 4096,
             min_non_immune_uids: 10,
@@ -141,6 +147,7 @@ impl Default for Hyperparameters {
             weights_version_key: 0,
             stake_threshold: 0,
             commit_reveal_weights_enabled: false,
+            reveal_period_epochs: 1,
             kappa: 32_767,
             bonds_moving_average: 900_000,
             bonds_penalty: u16::MAX,
@@ -157,7 +164,7 @@ impl Hyperparameters {
     /// own fast-blocks build has it, which also makes the quota of commitments last (it is per epoch).
     #[must_use]
     pub fn development() -> Self {
-        Self { tempo: 10, weights_set_rate_limit: 10, immunity_period: 64, ..Self::default() }
+        Self { tempo: 10, weights_set_rate_limit: 10, immunity_period: 64, min_allowed_uids: 1, ..Self::default() }
     }
 }
 
@@ -232,6 +239,7 @@ impl Genesis {
         within("max_allowed_uids", u64::from(hyper.max_allowed_uids), 1, 4096)?;
         within("min_burn", hyper.min_burn, 0, hyper.max_burn)?;
         within("burn_increase_milli", u64::from(hyper.burn_increase_milli), 1000, 1_000_000)?;
+        within("reveal_period_epochs", hyper.reveal_period_epochs, 1, REVEAL_PERIOD_MAX)?;
         within("bonds_moving_average", hyper.bonds_moving_average, 0, 1_000_000)?;
         if self.neurons.len() > usize::from(hyper.max_allowed_uids) {
             return Err(GenesisError::TooManyNeurons {

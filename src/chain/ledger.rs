@@ -5,17 +5,19 @@
 //! and changes nothing else. The hash of a block covers parent, number, time, calls and the whole state, so two hosts
 //! that agree on a hash agree on everything.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::call::{
-    AccountId, BLOCK_HASH_COUNT, Call, DispatchError, ERA_PERIOD, Era, FIELD_BYTES_MAX, Invalid, SignedCall,
-    VerifiedCall,
+    AccountId, BLOCK_HASH_COUNT, Call, DispatchError, ERA_PERIOD, Era, IMMORTAL, Invalid, SignedCall, VerifiedCall,
 };
+use super::commit_reveal::{HashedCommit, TimelockedCommit};
 use super::genesis::{Genesis, GenesisError};
 use super::metagraph::{Committed, Metagraph};
+use super::schedule::EpochSchedule;
 use super::state::State;
+use super::timelock::Pulse;
 use crate::terms::{Block, BlockHash, Hotkey, Uid};
 
 pub use super::state::Event;
@@ -74,6 +76,13 @@ pub struct Receipt {
     pub verdict: Verdict,
 }
 
+/// A call at the door of a block, under the name that its receipt will have.
+struct Entrant {
+    hash: [u8; 32],
+    signer: AccountId,
+    call: Result<VerifiedCall, Invalid>,
+}
+
 /// The chain at a block.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ledger {
@@ -82,6 +91,8 @@ pub struct Ledger {
     state: State,
     /// Hashes of the last [`BLOCK_HASH_COUNT`] blocks, this one included.
     hashes: BTreeMap<u64, BlockHash>,
+    /// Pulses that the next block will hold.
+    announced: Vec<Pulse>,
 }
 
 /// Why stored bytes are no ledger.
@@ -117,30 +128,51 @@ impl Ledger {
             calls_root: [0; 32],
             state_root: state.root(),
         };
-        Ok(Self { header, hash, state, hashes: BTreeMap::from([(0, hash)]) })
+        Ok(Self { header, hash, state, hashes: BTreeMap::from([(0, hash)]), announced: Vec::new() })
     }
 
     /// Makes the next block of these calls, in this order. Its time is `timestamp_ms`, or one past its parent's if that
     /// is later.
     pub fn step(&mut self, timestamp_ms: u64, calls: &[SignedCall]) -> (Vec<Event>, Vec<Receipt>) {
-        let verified: Vec<_> = calls.iter().map(|call| (call.hash(), call.signer, self.verify(call))).collect();
+        let entrant = |call: &SignedCall| Entrant { hash: call.hash(), signer: call.signer, call: self.verify(call) };
+        let entrants = calls.iter().map(entrant).collect();
+        self.make_block(timestamp_ms, entrants)
+    }
+
+    /// [`Self::step`] for calls whose signatures were verified elsewhere.
+    pub fn step_verified(&mut self, timestamp_ms: u64, calls: Vec<VerifiedCall>) -> (Vec<Event>, Vec<Receipt>) {
+        let entrant = |call: VerifiedCall| {
+            let is_living = self.check_life(&call);
+            Entrant { hash: call.hash, signer: call.signer, call: is_living.map(|()| call) }
+        };
+        let entrants = calls.into_iter().map(entrant).collect();
+        self.make_block(timestamp_ms, entrants)
+    }
+
+    /// Pulses of the beacon, in order, that the next block will hold; what they open is opened in the block after it.
+    /// The host vouches for them. One whose round is not after every other's is not taken.
+    pub fn announce(&mut self, pulses: impl IntoIterator<Item = Pulse>) {
+        self.announced.extend(pulses);
+    }
+
+    fn make_block(&mut self, timestamp_ms: u64, entrants: Vec<Entrant>) -> (Vec<Event>, Vec<Receipt>) {
         let block = Block(self.header.number.0 + 1);
-        let mut events = self.state.begin_block(block);
-        let mut receipts = Vec::with_capacity(calls.len());
+        let mut events = self.state.begin_block(block, &std::mem::take(&mut self.announced));
+        let mut receipts = Vec::with_capacity(entrants.len());
         let mut included = blake3::Hasher::new_derive_key("convoke 2026-11 development chain calls v1");
         let mut index = 0;
-        for (call, signer, verified) in verified {
-            let valid = verified.and_then(|verified| self.state.validate(&verified, block).map(|()| verified));
+        for Entrant { hash, signer, call } in entrants {
+            let valid = call.and_then(|call| self.state.validate(&call, block).map(|()| call));
             let verdict = match valid {
                 Err(invalid) => Verdict::Refused(invalid),
-                Ok(verified) => {
-                    included.update(&call);
-                    let result = self.state.apply(&verified, block, index, &mut events);
+                Ok(call) => {
+                    included.update(&hash);
+                    let result = self.state.apply(&call, block, index, &mut events);
                     index += 1;
                     Verdict::Included { index: index - 1, result }
                 }
             };
-            receipts.push(Receipt { call, signer, verdict });
+            receipts.push(Receipt { call: hash, signer, verdict });
         }
         self.header = Header {
             number: block,
@@ -162,24 +194,47 @@ impl Ledger {
     /// # Errors
     /// The first check that it does not pass. [`Invalid::Future`] may wait; every other must be made anew or given up.
     pub fn validate(&self, call: &SignedCall) -> Result<(), Invalid> {
-        let verified = self.verify(call)?;
-        self.state.validate(&verified, Block(self.header.number.0 + 1))
+        self.validate_verified(&self.verify(call)?)
     }
 
-    /// Signature and era, which do not depend on what else is in the block.
+    /// [`Self::validate`] for a call whose signature was verified elsewhere.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn validate_verified(&self, call: &VerifiedCall) -> Result<(), Invalid> {
+        self.check_life(call)?;
+        self.state.validate(call, Block(self.header.number.0 + 1))
+    }
+
     fn verify(&self, call: &SignedCall) -> Result<VerifiedCall, Invalid> {
-        let fits = |fields: &Vec<Vec<u8>>| fields.iter().all(|field| field.len() <= FIELD_BYTES_MAX);
-        let has_encoding = match &call.call {
-            Call::SetCommitment { fields, .. } => fits(fields),
-            _ => true,
-        };
-        if !has_encoding || !call.period.is_power_of_two() || !(4..=65_536).contains(&call.period) {
+        let birth_hash = self.living_birth(&call.call, call.birth, call.period)?;
+        call.verify(&self.state.genesis, birth_hash)
+    }
+
+    /// Encoding and era of a call whose host has looked up the birth block's hash itself.
+    fn check_life(&self, call: &VerifiedCall) -> Result<(), Invalid> {
+        if call.period == IMMORTAL && call.call.has_encoding() {
+            Ok(())
+        } else {
+            self.check_era(&call.call, call.birth, call.period)
+        }
+    }
+
+    /// The hash that the call's signature must be over, if the call could be in the next block.
+    fn living_birth(&self, call: &Call, birth: u64, period: u64) -> Result<BlockHash, Invalid> {
+        self.check_era(call, birth, period)?;
+        self.hashes.get(&birth).copied().ok_or(Invalid::AncientBirthBlock)
+    }
+
+    /// What depends neither on the signature nor on the rest of the block: that the call has an encoding, and that its
+    /// era lasts.
+    fn check_era(&self, call: &Call, birth: u64, period: u64) -> Result<(), Invalid> {
+        if !call.has_encoding() || !period.is_power_of_two() || !(4..=65_536).contains(&period) {
             return Err(Invalid::Undecodable);
         }
         let block = self.header.number.0 + 1;
-        let is_living = call.birth < block && block < call.birth.saturating_add(call.period);
-        let birth_hash = self.hashes.get(&call.birth).filter(|_| is_living).ok_or(Invalid::AncientBirthBlock)?;
-        call.verify(&self.state.genesis, *birth_hash)
+        let is_known = birth < block && block <= birth.saturating_add(BLOCK_HASH_COUNT);
+        if is_known && block < birth.saturating_add(period) { Ok(()) } else { Err(Invalid::AncientBirthBlock) }
     }
 
     /// The block's header.
@@ -236,6 +291,18 @@ impl Ledger {
         self.state.balances.get(account).copied().unwrap_or(0)
     }
 
+    /// Every account that ever held or sent something.
+    #[must_use]
+    pub fn accounts(&self) -> BTreeSet<AccountId> {
+        self.state.balances.keys().chain(self.state.nonces.keys()).copied().collect()
+    }
+
+    /// Blocks since the last epoch, and the block of one that was asked for out of turn (0: none).
+    #[must_use]
+    pub fn epoch_counters(&self) -> (u64, u64) {
+        (self.state.subnet.blocks_since_last_step, self.state.subnet.pending_epoch_at)
+    }
+
     /// The subnet as a node reads it.
     #[must_use]
     pub fn metagraph(&self) -> Metagraph {
@@ -246,9 +313,38 @@ impl Ledger {
             hyperparameters: subnet.hyperparameters.clone(),
             epoch_index: subnet.epoch_index,
             last_epoch: Block(subnet.last_epoch),
-            next_epoch: subnet.next_epoch(),
+            next_epoch: subnet.schedule().next(),
             burn: subnet.burn,
         }
+    }
+
+    /// The epoch schedule, from which a validator tells when its weights will be revealed.
+    #[must_use]
+    pub fn schedule(&self) -> EpochSchedule {
+        self.state.subnet.schedule()
+    }
+
+    /// The last round of the beacon that a block held; 0 before the first.
+    #[must_use]
+    pub fn last_round(&self) -> u64 {
+        self.state.pulses.last_round()
+    }
+
+    /// The beacon's pulses that are kept, in order.
+    pub fn pulses(&self) -> impl Iterator<Item = Pulse> {
+        self.state.pulses.iter()
+    }
+
+    /// Timelocked commits that wait, by the epoch they were made in.
+    #[must_use]
+    pub fn timelocked_commits(&self) -> &BTreeMap<u64, Vec<TimelockedCommit>> {
+        &self.state.subnet.open_commits.timelocked
+    }
+
+    /// Hashed commits that wait, by hotkey.
+    #[must_use]
+    pub fn hashed_commits(&self) -> &BTreeMap<Hotkey, Vec<HashedCommit>> {
+        &self.state.subnet.open_commits.hashed
     }
 
     /// Every hotkey's commitment.
@@ -288,7 +384,7 @@ impl Ledger {
         let mut hashes: BTreeMap<u64, BlockHash> =
             hashes.into_iter().filter(|(block, _)| block.0 >= oldest).map(|(block, hash)| (block.0, hash)).collect();
         hashes.insert(header.number.0, hash);
-        Ok(Self { header, hash, state, hashes })
+        Ok(Self { header, hash, state, hashes, announced: Vec::new() })
     }
 }
 
@@ -364,6 +460,20 @@ mod tests {
     }
 
     #[test]
+    fn calls_that_a_host_verified_itself_have_the_same_fate() {
+        let (mut signed, mut verified) = (ledger(), ledger());
+        let calls = [sign(&signed, 1, commit(1)), sign(&signed, 2, set_weights(&[1, 2])), sign(&signed, 50, commit(3))];
+        let of_host = calls.iter().map(|call| call.verify(&signed.genesis(), signed.hash()).unwrap()).collect();
+        assert_eq!(verified.step_verified(7, of_host), signed.step(7, &calls));
+        assert_eq!(verified, signed);
+        let (hotkey, again) = (pair(1).hotkey(), &calls[0]);
+        let again = again.verify(&signed.genesis(), signed.block_hash(Block(0)).unwrap()).unwrap();
+        assert_eq!(verified.validate_verified(&again), Err(Invalid::Stale));
+        assert!(verified.accounts().contains(&hotkey) && !signed.accounts().contains(&pair(9).hotkey()));
+        assert_eq!(verified.epoch_counters(), (1, 0));
+    }
+
+    #[test]
     fn time_always_moves_on() {
         let mut ledger = ledger();
         ledger.step(500, &[]);
@@ -425,6 +535,31 @@ mod tests {
         assert_eq!(ledger.validate(&odd), Err(Invalid::Undecodable));
         let long = Call::SetCommitment { netuid: NETUID, fields: vec![vec![0; 513]] };
         assert_eq!(ledger.validate(&sign(&ledger, 1, long)), Err(Invalid::Undecodable));
+    }
+
+    #[test]
+    fn a_call_verified_elsewhere_passes_every_check_but_the_signatures() {
+        let mut ledger = ledger();
+        ledger.step(0, &[]);
+        let trust = |name: u8, nonce, birth, period| {
+            VerifiedCall::trust([name; 32], pair(1).hotkey(), nonce, (birth, period), commit(name))
+        };
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 1, 64)), Ok(()));
+        assert_eq!(ledger.validate_verified(&trust(1, 1, 1, 64)), Err(Invalid::Future));
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 1, 63)), Err(Invalid::Undecodable));
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 2, 64)), Err(Invalid::AncientBirthBlock));
+        assert_eq!(ledger.validate_verified(&trust(1, 0, 0, IMMORTAL)), Ok(()));
+        let long = Call::SetCommitment { netuid: NETUID, fields: vec![vec![0; 513]] };
+        let long = VerifiedCall::trust([1; 32], pair(1).hotkey(), 0, (0, IMMORTAL), long);
+        assert_eq!(ledger.validate_verified(&long), Err(Invalid::Undecodable));
+        let calls = vec![trust(1, 0, 1, 64), trust(2, 0, 1, 64), trust(3, 1, 9, 64)];
+        let (_, receipts) = ledger.step_verified(0, calls);
+        let said: Vec<_> = receipts.iter().map(|receipt| (receipt.call[0], receipt.signer, receipt.verdict)).collect();
+        let refused = |name, invalid| (name, pair(1).hotkey(), Verdict::Refused(invalid));
+        let expected =
+            [(1, pair(1).hotkey(), DONE), refused(2, Invalid::Stale), refused(3, Invalid::AncientBirthBlock)];
+        assert_eq!(said, expected);
+        assert_eq!(ledger.commitments()[&pair(1).hotkey()].fields, [vec![1; 8]]);
     }
 
     #[test]
@@ -546,6 +681,20 @@ mod tests {
         assert_eq!(ledger.metagraph().neurons[3..], [neuron]);
         let failed = Verdict::Included { index: 0, result: Err(DispatchError::BadOrigin) };
         assert_eq!(run(&mut ledger, 100, ask(TAO)), failed);
+    }
+
+    #[test]
+    fn only_the_owner_and_sudo_trim() {
+        let mut genesis = genesis();
+        genesis.owner = Some(crate::chain::Owner { coldkey: pair(102).hotkey(), hotkey: pair(1).hotkey() });
+        let mut ledger = Ledger::new(&genesis).unwrap();
+        let trim = |netuid, max_n| Call::SudoTrimToMaxAllowedUids { netuid, max_n };
+        let failed = |error| Verdict::Included { index: 0, result: Err(error) };
+        assert_eq!(run(&mut ledger, 100, trim(NETUID, 64)), failed(DispatchError::BadOrigin));
+        assert_eq!(run(&mut ledger, 102, trim(9, 64)), failed(DispatchError::SubnetNotExists));
+        assert_eq!(run(&mut ledger, 102, trim(NETUID, 100)), DONE);
+        assert_eq!(run(&mut ledger, 101, trim(NETUID, 64)), DONE);
+        assert_eq!(ledger.metagraph().hyperparameters.max_allowed_uids, 64);
     }
 
     #[test]

@@ -6,8 +6,10 @@
 //!                ├─ call           what can be asked, by whom, for how long; every refusal by Subtensor's name
 //!                ├─ subnet         slots, registration, pruning, burn price
 //!                ├─ commit_rules   the Commitments pallet: fields, quota
+//!                ├─ commit_reveal  weights promised first and read later; timelock: how they are locked
 //!                ├─ weights        the checks of `set_weights` in Subtensor's order, max-upscaling
-//!                ├─ epoch, yuma    when and how incentive, dividends, bonds and permits are computed
+//!                ├─ schedule       when epochs run, and when what was committed is revealed
+//!                ├─ epoch, yuma    how incentive, dividends, bonds and permits are computed
 //!                └─ metagraph      what a node reads of it at a block
 //!  commitment   what Convoke writes into the three fields; registry: endpoint ↔ hotkey from those
 //! ```
@@ -19,6 +21,7 @@
 //! the same hashes on every machine.
 
 pub mod call;
+pub mod commit_reveal;
 pub mod commit_rules;
 pub mod commitment;
 pub mod epoch;
@@ -26,7 +29,9 @@ pub mod genesis;
 pub mod ledger;
 pub mod metagraph;
 pub mod registry;
+pub mod schedule;
 pub mod subnet;
+pub mod timelock;
 pub mod weights;
 pub mod yuma;
 
@@ -39,3 +44,4 @@ pub use genesis::{Genesis, GenesisError, GenesisNeuron, Hyperparameters, Owner};
 pub use ledger::{Event, Header, Ledger, LedgerError, Receipt, Verdict};
 pub use metagraph::{Committed, Metagraph, Neuron};
 pub use registry::Registry;
+pub use schedule::{EpochSchedule, ScheduleError};

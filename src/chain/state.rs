@@ -7,9 +7,11 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::call::{AccountId, Call, DispatchError, Invalid, VerifiedCall};
+use super::commit_reveal::{self, Pulses, Reveal, Timelocked};
 use super::commit_rules::set_commitment;
 use super::genesis::{Genesis, GenesisError};
 use super::subnet::Subnet;
+use super::timelock::Pulse;
 use super::weights::{self, Weights, set_weights};
 use crate::terms::{Block, BlockHash, Hotkey, Uid};
 
@@ -31,6 +33,38 @@ pub enum Event {
         /// Whose.
         uid: Uid,
     },
+    /// Weights were promised, for the chain to open.
+    TimelockedWeightsCommitted {
+        /// By whom.
+        who: Hotkey,
+        /// BLAKE2b-256 of the commit.
+        commit_hash: [u8; 32],
+        /// The beacon's round that opens them.
+        reveal_round: u64,
+    },
+    /// The chain opened and set promised weights.
+    TimelockedWeightsRevealed {
+        /// Whose.
+        who: Hotkey,
+        /// Its slot.
+        uid: Uid,
+    },
+    /// Weights were promised, for their author to reveal.
+    WeightsCommitted {
+        /// By whom.
+        who: Hotkey,
+        /// What was promised.
+        commit_hash: [u8; 32],
+    },
+    /// Their author revealed promised weights.
+    WeightsRevealed {
+        /// Whose.
+        who: Hotkey,
+        /// Its slot.
+        uid: Uid,
+        /// What was promised.
+        commit_hash: [u8; 32],
+    },
     /// A commitment was overwritten.
     Commitment {
         /// Whose.
@@ -43,11 +77,25 @@ pub enum Event {
         /// How much, in rao.
         amount: u64,
     },
+    /// The subnet has fewer slots, and perhaps other uids: no event of the chain's, which says nothing.
+    Trimmed {
+        /// How many.
+        max_n: u16,
+    },
     /// An epoch ran.
     Epoch {
         /// How many there have been, this one included.
         index: u64,
     },
+}
+
+impl Event {
+    /// Whether a call did it. Each call that succeeds does one thing, and they are told in the calls' order, after what
+    /// the block did by itself.
+    #[must_use]
+    pub fn is_of_call(&self) -> bool {
+        !matches!(self, Self::Epoch { .. } | Self::TimelockedWeightsRevealed { .. })
+    }
 }
 
 /// All that a block's hash covers beside the block.
@@ -62,6 +110,7 @@ pub(super) struct State {
     /// The coldkey that first registered or staked a hotkey owns it.
     pub(super) owners: BTreeMap<Hotkey, AccountId>,
     pub(super) burned: u64,
+    pub(super) pulses: Pulses,
     pub(super) subnet: Subnet,
 }
 
@@ -86,6 +135,7 @@ impl State {
             stakes,
             owners,
             burned: 0,
+            pulses: Pulses::default(),
             subnet,
         })
     }
@@ -95,11 +145,18 @@ impl State {
         blake3::derive_key("convoke 2026-11 development chain state v1", &encoded)
     }
 
-    /// What happens at every block before its calls.
-    pub(super) fn begin_block(&mut self, block: Block) -> Vec<Event> {
+    /// What happens at every block before its calls. Its own pulses come after: on chain they are calls too, and what
+    /// they open is opened in the next block.
+    pub(super) fn begin_block(&mut self, block: Block, pulses: &[Pulse]) -> Vec<Event> {
         self.subnet.decay_burn(block);
+        let mut events = commit_reveal::reveal_timelocked(&mut self.subnet, &self.stakes, &self.pulses, block);
         let epoch = self.subnet.coinbase(&self.stakes, block);
-        epoch.into_iter().map(|index| Event::Epoch { index }).collect()
+        events.extend(epoch.map(|index| Event::Epoch { index }));
+        for pulse in pulses {
+            self.pulses.insert(pulse);
+        }
+        self.pulses.forget(&self.subnet.open_commits);
+        events
     }
 
     pub(super) fn stake(&self, hotkey: &Hotkey) -> u64 {
@@ -114,18 +171,42 @@ impl State {
             std::cmp::Ordering::Greater => return Err(Invalid::Future),
             std::cmp::Ordering::Equal => {}
         }
-        let Call::SetWeights { netuid, .. } = &call.call else { return Ok(()) };
-        if !self.pool_checks || *netuid != self.subnet.netuid {
+        if self.pool_checks { self.check_weights_call(call, block) } else { Ok(()) }
+    }
+
+    /// The call-validity extension: stake, whether a commit can be revealed, and the rate, in this order.
+    fn check_weights_call(&self, call: &VerifiedCall, block: Block) -> Result<(), Invalid> {
+        let hyper = &self.subnet.hyperparameters;
+        let (netuid, is_limited) = match &call.call {
+            Call::SetWeights { netuid, .. } => (netuid, !hyper.commit_reveal_weights_enabled),
+            Call::CommitTimelockedWeights { netuid, .. } | Call::CommitWeights { netuid, .. } => (netuid, true),
+            Call::RevealWeights { netuid, .. } => (netuid, false),
+            _ => return Ok(()),
+        };
+        if *netuid != self.subnet.netuid {
             return Ok(());
         }
         if !weights::has_min_stake(&self.subnet, &call.signer, self.stake(&call.signer)) {
             return Err(Invalid::STAKE_TOO_LOW);
         }
+        match &call.call {
+            Call::CommitTimelockedWeights { reveal_round, .. } if *reveal_round < self.pulses.last_round() => {
+                return Err(Invalid::REVEAL_ROUND);
+            }
+            Call::RevealWeights { netuid, uids, values, salt, version_key } => {
+                let hash = Reveal { uids, values, salt, version_key: *version_key }.hash(&call.signer, *netuid);
+                let epoch = commit_reveal::epoch_of(&self.subnet, &call.signer, &hash);
+                let due = epoch.ok_or(Invalid::COMMIT_NOT_FOUND)?.saturating_add(hyper.reveal_period_epochs);
+                if self.subnet.schedule().epoch_at(block) != due {
+                    return Err(Invalid::NOT_IN_REVEAL_RANGE);
+                }
+            }
+            _ => {}
+        }
         // Whoever has no slot passes here and fails in the block, as on chain.
-        let uid = self.subnet.uid(&call.signer);
-        let is_limited = !self.subnet.hyperparameters.commit_reveal_weights_enabled
-            && uid.is_some_and(|uid| !weights::passes_rate_limit(&self.subnet, uid, block));
-        if is_limited { Err(Invalid::RATE_LIMIT) } else { Ok(()) }
+        let uid = self.subnet.uid(&call.signer).filter(|_| is_limited);
+        let is_early = uid.is_some_and(|uid| !weights::passes_rate_limit(&self.subnet, uid, block));
+        if is_early { Err(Invalid::RATE_LIMIT) } else { Ok(()) }
     }
 
     /// Spends the nonce and does what is asked, or nothing.
@@ -158,9 +239,34 @@ impl State {
             Call::DevRegister { netuid, hotkey, stake } => {
                 self.dev_register(call.signer, *netuid, *hotkey, *stake, block)?
             }
+            Call::SudoTrimToMaxAllowedUids { netuid, max_n } => self.trim(call.signer, *netuid, *max_n, block)?,
+            Call::CommitTimelockedWeights { netuid, commit, reveal_round, commit_reveal_version: version } => {
+                let promise = Timelocked { netuid: *netuid, commit, reveal_round: *reveal_round, version: *version };
+                commit_reveal::commit_timelocked(&mut self.subnet, call.signer, &promise, block)?
+            }
+            Call::CommitWeights { netuid, commit_hash } => {
+                commit_reveal::commit_hashed(&mut self.subnet, call.signer, *netuid, *commit_hash, block)?
+            }
+            Call::RevealWeights { netuid, uids, values, salt, version_key } => {
+                let (reveal, stake) =
+                    (Reveal { uids, values, salt, version_key: *version_key }, self.stake(&call.signer));
+                commit_reveal::reveal_hashed(&mut self.subnet, &call.signer, stake, *netuid, &reveal, block)?
+            }
         };
         events.push(event);
         Ok(())
+    }
+
+    fn trim(&mut self, signer: AccountId, netuid: u16, max_n: u16, block: Block) -> Result<Event, DispatchError> {
+        let may = self.sudo == Some(signer) || self.subnet.owner.is_some_and(|owner| owner.coldkey == signer);
+        if !may {
+            return Err(DispatchError::BadOrigin);
+        }
+        if netuid != self.subnet.netuid {
+            return Err(DispatchError::SubnetNotExists);
+        }
+        self.subnet.trim(max_n, block)?;
+        Ok(Event::Trimmed { max_n })
     }
 
     fn register(

@@ -8,11 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::call::{AccountId, DispatchError};
+use super::commit_reveal::OpenCommits;
 use super::commit_rules::Usage;
 use super::genesis::{Genesis, Hyperparameters, Owner};
 use super::metagraph::{Committed, Neuron};
 use super::q32;
 use crate::terms::{Block, Hotkey, Stake, Uid};
+
+/// A trim is refused if this share of what it leaves, in percent, could not be pruned.
+const IMMUNE_PERCENT_MAX: usize = 80;
 
 /// What a slot holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +69,7 @@ pub struct Subnet {
     pub(super) uids: BTreeMap<Hotkey, u16>,
     pub(super) commitments: BTreeMap<Hotkey, Committed>,
     pub(super) commitment_usage: BTreeMap<Hotkey, Usage>,
+    pub(super) open_commits: OpenCommits,
     pub(super) epoch_index: u64,
     pub(super) last_epoch: u64,
     /// An epoch asked for out of turn, or deferred; 0 is none.
@@ -86,6 +91,7 @@ impl Subnet {
             uids: BTreeMap::new(),
             commitments: BTreeMap::new(),
             commitment_usage: BTreeMap::new(),
+            open_commits: OpenCommits::default(),
             epoch_index: 0,
             last_epoch: 0,
             pending_epoch_at: 0,
@@ -135,14 +141,57 @@ impl Subnet {
     /// Who loses his slot: the lowest emission of the last epoch, then the older registration, then the lower uid;
     /// among the non-immune, unless that would leave too few of them. The owner's hotkey never does.
     fn to_prune(&self, block: Block) -> Option<u16> {
-        let owner = self.owner.map(|owner| owner.hotkey);
-        let mortal = self.slots.iter().zip(0_u16..).filter(|(slot, _)| Some(slot.hotkey) != owner);
+        let mortal = self.slots.iter().zip(0_u16..).filter(|(slot, _)| !self.is_owners(slot));
         let rank = |(slot, uid): &(&Slot, u16)| (slot.emission, slot.registered_at, *uid);
-        let immune_for = u64::from(self.hyperparameters.immunity_period);
-        let (immune, free): (Vec<_>, Vec<_>) =
-            mortal.partition(|(slot, _)| block.0.saturating_sub(slot.registered_at) < immune_for);
+        let (immune, free): (Vec<_>, Vec<_>) = mortal.partition(|(slot, _)| self.is_immune(slot, block));
         let from = if free.len() > usize::from(self.hyperparameters.min_non_immune_uids) { free } else { immune };
         from.into_iter().min_by_key(rank).map(|(_, uid)| uid)
+    }
+
+    /// Lowers the number of slots to `max_n`. The lowest emissions go, of equal ones the higher uid, but neither the
+    /// owner nor the immune; the others move up to fill the gaps and keep their order, so that a uid that was read
+    /// before names somebody else after.
+    pub(super) fn trim(&mut self, max_n: u16, block: Block) -> Result<(), DispatchError> {
+        let range = self.hyperparameters.min_allowed_uids..=self.hyperparameters.max_allowed_uids;
+        if !range.contains(&max_n) {
+            return Err(DispatchError::InvalidValue);
+        }
+        let n_surplus = self.slots.len().saturating_sub(usize::from(max_n));
+        let is_kept = |slot: &Slot| self.is_owners(slot) || self.is_immune(slot, block);
+        let n_kept = self.slots.iter().filter(|slot| is_kept(slot)).count();
+        if n_surplus > 0 && n_kept * 100 >= IMMUNE_PERCENT_MAX * usize::from(max_n) {
+            return Err(DispatchError::TrimmingWouldExceedMaxImmunePercentage);
+        }
+        let mut mortal: Vec<_> = self.slots.iter().zip(0_u16..).filter(|(slot, _)| !is_kept(slot)).collect();
+        mortal.sort_by_key(|(slot, uid)| (slot.emission, std::cmp::Reverse(*uid)));
+        let gone: BTreeSet<u16> = mortal.into_iter().take(n_surplus).map(|(_, uid)| uid).collect();
+        self.hyperparameters.max_allowed_uids = max_n;
+        for &uid in &gone {
+            self.clear(uid);
+        }
+        let left = (0_u16..).take(self.slots.len()).filter(|uid| !gone.contains(uid));
+        let renumbered: BTreeMap<u16, u16> = left.zip(0..).collect();
+        let renumber = |cells: &mut Vec<(u16, u16)>| {
+            let moved = cells.iter().filter_map(|(uid, value)| Some((*renumbered.get(uid)?, *value)));
+            *cells = moved.collect();
+        };
+        let slots = std::mem::take(&mut self.slots);
+        self.slots =
+            slots.into_iter().zip(0_u16..).filter(|(_, uid)| !gone.contains(uid)).map(|(slot, _)| slot).collect();
+        for slot in &mut self.slots {
+            renumber(&mut slot.weights);
+            renumber(&mut slot.bonds);
+        }
+        self.uids = self.slots.iter().zip(0..).map(|(slot, uid)| (slot.hotkey, uid)).collect();
+        Ok(())
+    }
+
+    fn is_owners(&self, slot: &Slot) -> bool {
+        self.owner.is_some_and(|owner| owner.hotkey == slot.hotkey)
+    }
+
+    fn is_immune(&self, slot: &Slot, block: Block) -> bool {
+        block.0.saturating_sub(slot.registered_at) < u64::from(self.hyperparameters.immunity_period)
     }
 
     /// Removes all that hangs on a slot: what others said of it, and its holder's commitment. The chain leaves the
@@ -176,14 +225,17 @@ impl Subnet {
         self.burn = raised.clamp(self.hyperparameters.min_burn, self.hyperparameters.max_burn);
     }
 
-    /// Gives permits to the k highest stakes; the same rule as at an epoch's end.
+    /// Gives permits to the k highest stakes, and to the owner; the same rule as at an epoch's end.
     pub(super) fn grant_permits(&mut self, stakes: &BTreeMap<Hotkey, u64>) {
-        let shares: Vec<u64> = self.slots.iter().map(|slot| stakes.get(&slot.hotkey).copied().unwrap_or(0)).collect();
-        let counted: Vec<u64> = shares
-            .into_iter()
-            .map(|stake| if stake < self.hyperparameters.stake_threshold { 0 } else { stake })
-            .collect();
-        let permits = top_k(&counted, usize::from(self.hyperparameters.max_allowed_validators));
+        let stake = |slot: &Slot| {
+            let stake = stakes.get(&slot.hotkey).copied().unwrap_or(0);
+            if self.is_owners(slot) || stake >= self.hyperparameters.stake_threshold { stake } else { 0 }
+        };
+        let counted: Vec<u64> = self.slots.iter().map(stake).collect();
+        let mut permits = top_k(&counted, usize::from(self.hyperparameters.max_allowed_validators));
+        if let Some(owner) = self.owner_uid().and_then(|uid| permits.get_mut(usize::from(uid.0))) {
+            *owner = true;
+        }
         for (slot, permit) in self.slots.iter_mut().zip(permits) {
             slot.permit = permit;
         }
@@ -291,6 +343,56 @@ mod tests {
     }
 
     #[test]
+    fn a_trim_takes_the_lowest_emissions_and_numbers_the_others_anew() {
+        let mut subnet = full(70, 0, 0);
+        for (slot, uid) in subnet.slots.iter_mut().zip(0_u16..) {
+            // Uid 3 earns least, then 10 and 20 alike; 69 earns nothing but is the owner's.
+            slot.emission = match uid {
+                3 => 1,
+                10 | 20 => 2,
+                69 => 0,
+                _ => 100 + u64::from(uid),
+            };
+            slot.weights = vec![(2, 7), (3, 8), (69, 9)];
+            slot.bonds = vec![(11, 5), (20, 6)];
+        }
+        subnet.owner = Some(Owner { coldkey: key(100), hotkey: key(70) });
+        let committed = Committed { block: Block(3), index: 0, fields: vec![] };
+        subnet.commitments.insert(key(4), committed);
+        assert_eq!(subnet.trim(68, Block(500)), Ok(()));
+        // Of the two that earn alike the higher uid goes.
+        assert_eq!((subnet.uid(&key(4)), subnet.uid(&key(21)), subnet.uid(&key(11))), (None, None, Some(Uid(9))));
+        assert_eq!(
+            (subnet.uid(&key(3)), subnet.uid(&key(5)), subnet.uid(&key(70))),
+            (Some(Uid(2)), Some(Uid(3)), Some(Uid(67)))
+        );
+        assert!(subnet.commitments.is_empty());
+        assert_eq!((subnet.slots.len(), subnet.hyperparameters.max_allowed_uids), (68, 68));
+        for (slot, uid) in subnet.slots.iter().zip(0..) {
+            assert_eq!(subnet.uids[&slot.hotkey], uid);
+            assert_eq!((&slot.weights[..], &slot.bonds[..]), (&[(2, 7), (67, 9)][..], &[(10, 5)][..]));
+        }
+    }
+
+    #[test]
+    fn a_trim_is_refused_below_the_least_above_the_present_and_among_the_immune() {
+        let mut subnet = full(70, 100, 0);
+        let before = subnet.clone();
+        assert_eq!(subnet.trim(63, Block(500)), Err(DispatchError::InvalidValue));
+        assert_eq!(subnet.trim(71, Block(500)), Err(DispatchError::InvalidValue));
+        // At block 118 those registered since block 19 are immune: 52 of 64, more than 80 %.
+        let refused = Err(DispatchError::TrimmingWouldExceedMaxImmunePercentage);
+        assert_eq!(subnet.trim(64, Block(118)), refused);
+        assert_eq!(subnet, before);
+        assert_eq!(subnet.trim(64, Block(119)), Ok(()));
+        // Nobody goes where nobody has to.
+        let mut roomy = full(20, 100, 0);
+        roomy.hyperparameters.max_allowed_uids = 256;
+        assert_eq!(roomy.trim(64, Block(21)), Ok(()));
+        assert_eq!((roomy.slots.len(), roomy.hyperparameters.max_allowed_uids), (20, 64));
+    }
+
+    #[test]
     fn the_price_halves_in_its_half_life_and_rises_by_a_quarter() {
         let mut subnet = Subnet::new(&Genesis::new(1, 0, 0));
         subnet.burn = 1_000_000_000;
@@ -307,6 +409,19 @@ mod tests {
         subnet.burn = 0;
         subnet.decay_burn(Block(1));
         assert_eq!(subnet.burn, subnet.hyperparameters.min_burn);
+    }
+
+    #[test]
+    fn the_owner_has_a_permit_whatever_its_stake() {
+        let mut subnet = full(3, 0, 0);
+        (subnet.hyperparameters.max_allowed_validators, subnet.hyperparameters.stake_threshold) = (1, 5);
+        let stakes = BTreeMap::from([(key(1), 1), (key(2), 9), (key(3), 8)]);
+        let permits = |subnet: &Subnet| subnet.slots.iter().map(|slot| slot.permit).collect::<Vec<_>>();
+        subnet.grant_permits(&stakes);
+        assert_eq!(permits(&subnet), [false, true, false]);
+        subnet.owner = Some(Owner { coldkey: key(100), hotkey: key(1) });
+        subnet.grant_permits(&stakes);
+        assert_eq!(permits(&subnet), [true, true, false]);
     }
 
     #[test]

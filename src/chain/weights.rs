@@ -15,8 +15,21 @@ pub(super) struct Weights<'a> {
     pub(super) version_key: u64,
 }
 
-/// Stores the weights, or names the first rule that is broken.
+/// The call: refused where weights must be committed first, otherwise as [`store_weights`].
 pub(super) fn set_weights(
+    subnet: &mut Subnet,
+    hotkey: &Hotkey,
+    stake: u64,
+    call: &Weights<'_>,
+    block: Block,
+) -> Result<Uid, DispatchError> {
+    ensure(!subnet.hyperparameters.commit_reveal_weights_enabled, DispatchError::CommitRevealEnabled)?;
+    store_weights(subnet, hotkey, stake, call, block)
+}
+
+/// Stores the weights of a call or of a reveal, or names the first rule that is broken. A reveal is neither limited in
+/// its rate nor dated: its commit was.
+pub(super) fn store_weights(
     subnet: &mut Subnet,
     hotkey: &Hotkey,
     stake: u64,
@@ -27,14 +40,15 @@ pub(super) fn set_weights(
     let upscaled = max_upscale(call.weights);
     let slot = &mut subnet.slots[usize::from(uid.0)];
     slot.weights = call.dests.iter().copied().zip(upscaled).collect();
-    slot.last_update = block.0;
+    if !subnet.hyperparameters.commit_reveal_weights_enabled {
+        slot.last_update = block.0;
+    }
     Ok(uid)
 }
 
 fn check(subnet: &Subnet, hotkey: &Hotkey, stake: u64, call: &Weights<'_>, block: Block) -> Result<Uid, DispatchError> {
     let hyper = &subnet.hyperparameters;
     let is_self_weight = |uid: Uid| call.weights.len() == 1 && call.dests.first() == Some(&uid.0);
-    ensure(!hyper.commit_reveal_weights_enabled, DispatchError::CommitRevealEnabled)?;
     ensure(call.dests.len() == call.weights.len(), DispatchError::WeightVecNotEqualSize)?;
     ensure(call.netuid == subnet.netuid, DispatchError::SubnetNotExists)?;
     ensure(call.dests.len() <= subnet.slots.len(), DispatchError::UidsLengthExceedUidsInSubNet)?;
@@ -42,7 +56,8 @@ fn check(subnet: &Subnet, hotkey: &Hotkey, stake: u64, call: &Weights<'_>, block
     ensure(has_min_stake(subnet, hotkey, stake), DispatchError::NotEnoughStakeToSetWeights)?;
     let version_is_current = hyper.weights_version_key == 0 || call.version_key >= hyper.weights_version_key;
     ensure(version_is_current, DispatchError::IncorrectWeightVersionKey)?;
-    ensure(passes_rate_limit(subnet, uid, block), DispatchError::SettingWeightsTooFast)?;
+    let in_time = hyper.commit_reveal_weights_enabled || passes_rate_limit(subnet, uid, block);
+    ensure(in_time, DispatchError::SettingWeightsTooFast)?;
     let permit = subnet.slot(uid).is_some_and(|slot| slot.permit);
     let may_set = is_self_weight(uid) || subnet.owner_uid() == Some(uid) || permit;
     ensure(may_set, DispatchError::NeuronNoValidatorPermit)?;
@@ -59,7 +74,8 @@ fn check(subnet: &Subnet, hotkey: &Hotkey, stake: u64, call: &Weights<'_>, block
     Ok(uid)
 }
 
-fn ensure(holds: bool, error: DispatchError) -> Result<(), DispatchError> {
+/// The error, unless the rule holds.
+pub(super) fn ensure(holds: bool, error: DispatchError) -> Result<(), DispatchError> {
     if holds { Ok(()) } else { Err(error) }
 }
 

@@ -15,6 +15,8 @@ pub(super) struct Member {
     pub(super) permit: bool,
     pub(super) last_update: u64,
     pub(super) registered_at: u64,
+    /// Block of its earliest commit of weights that is still to be revealed.
+    pub(super) committed_at: Option<u64>,
     pub(super) weights: Vec<(u16, u16)>,
     pub(super) bonds: Vec<(u16, u16)>,
 }
@@ -34,7 +36,7 @@ pub(super) struct Rules {
     pub(super) bonds_moving_average: u64,
     /// Of 65535.
     pub(super) bonds_penalty: u16,
-    /// The owner's slot: its weight on itself counts.
+    /// The owner's slot: it needs neither permit nor stake to validate, and its weight on itself counts.
     pub(super) owner: Option<usize>,
     /// Alpha-rao to give out.
     pub(super) emission: u64,
@@ -112,13 +114,14 @@ impl Matrix {
 /// One epoch of the subnet.
 pub(super) fn epoch(members: &[Member], rules: &Rules) -> Vec<Terms> {
     let n = members.len();
-    let stake =
-        shares(members.iter().map(|member| if member.stake < rules.stake_threshold { 0 } else { member.stake }));
+    let is_owner = |i: usize| rules.owner == Some(i);
+    let counts = |i: usize| is_owner(i) || members[i].stake >= rules.stake_threshold;
+    let stake = shares((0..n).map(|i| if counts(i) { members[i].stake } else { 0 }));
     let active: Vec<_> =
         members.iter().map(|member| member.last_update.saturating_add(rules.activity_cutoff) >= rules.block).collect();
     // Step 1: Stake that takes part: active, and with a permit from the epoch before.
-    let mut taking_part: Vec<_> =
-        (0..n).map(|i| if active[i] && members[i].permit { stake[i] } else { Q32::ZERO }).collect();
+    let takes_part = |i: usize| active[i] && (is_owner(i) || members[i].permit);
+    let mut taking_part: Vec<_> = (0..n).map(|i| if takes_part(i) { stake[i] } else { Q32::ZERO }).collect();
     q32::normalise(&mut taking_part);
 
     let weights = valid_weights(members, rules.owner);
@@ -133,7 +136,10 @@ pub(super) fn epoch(members: &[Member], rules: &Rules) -> Vec<Terms> {
     q32::normalise(&mut dividends);
 
     let emission = emission(&incentive, &dividends, &taking_part, &stake);
-    let permits = top_k(&stake, rules.validators_max);
+    let mut permits = top_k(&stake, rules.validators_max);
+    if let Some(owner) = rules.owner.and_then(|owner| permits.get_mut(owner)) {
+        *owner = true;
+    }
     let stored_bonds = bonds.columns_max_upscaled();
     let terms = |i: usize| Terms {
         active: active[i],
@@ -162,13 +168,15 @@ fn sparse(row: &[Q32]) -> Vec<(u16, u16)> {
 }
 
 /// Step 2: Weights that count: of those with a permit, not on themselves (the owner may), not on a neuron that took the
-/// slot since they were set; each row sums to one.
+/// slot since they were set, or since the author's earliest open commit; each row sums to one.
 fn valid_weights(members: &[Member], owner: Option<usize>) -> Matrix {
     let n = members.len();
     let mut weights = Matrix::of_rows(n, members.iter().map(|member| &member.weights[..])).map(|i, j, weight| {
+        let permit = members[i].permit || owner == Some(i);
         let on_itself = i == j && owner != Some(i);
         let outdated = members[i].last_update <= members[j].registered_at;
-        if members[i].permit && !on_itself && !outdated { weight } else { Q32::ZERO }
+        let uncommitted = members[i].committed_at.is_some_and(|block| block < members[j].registered_at);
+        if permit && !on_itself && !outdated && !uncommitted { weight } else { Q32::ZERO }
     });
     for i in 0..n {
         q32::normalise(weights.row_mut(i));
@@ -255,7 +263,15 @@ mod tests {
     fn validator(stake: u64, weights: &[(u16, u16)]) -> Member {
         let upscaled = max_upscale(&weights.iter().map(|(_, weight)| *weight).collect::<Vec<_>>());
         let weights = weights.iter().map(|(uid, _)| *uid).zip(upscaled).collect();
-        Member { stake, permit: true, last_update: 950, registered_at: 1, weights, bonds: Vec::new() }
+        Member {
+            stake,
+            permit: true,
+            last_update: 950,
+            registered_at: 1,
+            committed_at: None,
+            weights,
+            bonds: Vec::new(),
+        }
     }
 
     fn miner() -> Member {
@@ -299,6 +315,10 @@ mod tests {
 
     #[test]
     fn weights_without_a_permit_or_on_oneself_or_outdated_count_for_nothing() {
+        fn committed(members: &mut [Member], block: u64) {
+            members[5].registered_at = 900;
+            members.iter_mut().for_each(|member| member.committed_at = Some(block));
+        }
         let silent = |change: fn(&mut Vec<Member>)| {
             let mut members = recorded();
             change(&mut members);
@@ -310,6 +330,9 @@ mod tests {
         // The slot of uid 5 changed hands after the weights were set.
         assert_eq!(silent(|members| members[5].registered_at = 950)[5], 0);
         assert!(silent(|members| members[5].registered_at = 949)[5] > 0);
+        // They were set anew since, but the earliest commit that is still to be revealed is older than its holder.
+        assert_eq!(silent(|members| committed(members, 899))[5], 0);
+        assert!(silent(|members| committed(members, 900))[5] > 0);
     }
 
     #[test]
@@ -318,6 +341,18 @@ mod tests {
         let incentive = |owner| epoch(&members, &Rules { owner, ..RULES })[0].incentive;
         assert_eq!(incentive(None), 0);
         assert!(incentive(Some(0)).abs_diff(32_767) <= 1);
+    }
+
+    #[test]
+    fn the_owner_validates_without_permit_or_stake_and_is_given_the_permit() {
+        let mut members = recorded();
+        members[1].permit = false;
+        let rules = Rules { stake_threshold: 2_500_000_000_000, validators_max: 1, ..RULES };
+        let of = |owner| epoch(&members, &Rules { owner, ..rules.clone() });
+        assert_eq!((of(None)[1].dividends, of(None)[1].permit), (0, false));
+        let terms = of(Some(1));
+        assert!(terms[1].dividends > 0 && terms[1].permit && terms[0].permit);
+        assert_eq!(terms[2].dividends, 0);
     }
 
     #[test]

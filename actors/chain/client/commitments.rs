@@ -1,0 +1,100 @@
+//! The members' commitments at a block, each with its place among those of its own block.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use convoke::chain::Committed;
+use convoke::chain::call::Call;
+use convoke::terms::{Block, Hotkey};
+use subxt::config::substrate::H256;
+use subxt::ext::futures::{StreamExt, TryStreamExt, stream};
+
+use super::failure::Failure;
+use super::link::{Link, Online, answer};
+use super::read::{REMEMBERED, at, hash_of, reading, remember};
+use super::values::{At, UIDS_MAX, Values, read_hotkeys};
+use crate::chain::wire::extrinsic;
+use crate::chain::wire::fields::Registration;
+use crate::chain::wire::schema::SUBTENSOR;
+use crate::chain::{ChainError, Commitments};
+
+/// Blocks asked for at the same time.
+const BODIES_AT_ONCE: usize = 8;
+
+/// Who committed what.
+type Made = (Hotkey, Vec<Vec<u8>>);
+
+/// The place of each signer's commitment among a block's signed calls.
+pub(super) type Places = HashMap<Hotkey, u32>;
+
+/// The members' commitments after a block.
+pub(super) async fn commitments(link: &Link, block: Block) -> Result<Arc<Commitments>, ChainError> {
+    reading(link, |online| async move {
+        let (hash, at) = at(link, &online, block).await?;
+        let known =
+            link.caches().commitments.get(&block.0).filter(|known| known.0 == hash).map(|known| Arc::clone(&known.1));
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let read = read_commitments(link, &online, &at).await;
+        let read = Arc::new(read.map_err(|failure| failure.at(link, block))?);
+        remember(&mut link.caches().commitments, block, (hash, Arc::clone(&read)), REMEMBERED);
+        Ok(read)
+    })
+    .await
+}
+
+async fn read_commitments(link: &Link, online: &Online, at: &At) -> Result<Commitments, Failure> {
+    let netuid = link.netuid();
+    let mut values = Values::new(at, netuid);
+    values.want(SUBTENSOR, "SubnetworkN", (netuid,))?;
+    values.fetch(online).await?;
+    let hotkeys = read_hotkeys(online, &mut values).await?;
+    for hotkey in &hotkeys {
+        values.want("Commitments", "CommitmentOf", (netuid, hotkey.0))?;
+    }
+    values.fetch(online).await?;
+    let mut made: BTreeMap<u64, Vec<Made>> = BTreeMap::new();
+    for hotkey in hotkeys {
+        if let Some(it) = values.get::<Registration>("Commitments", "CommitmentOf", (netuid, hotkey.0))? {
+            made.entry(it.block).or_default().push((hotkey, it.info.into_fields()));
+        }
+    }
+    let places = stream::iter(made.keys().copied().map(|block| places(link, online, at, Block(block))));
+    let places: Vec<Arc<Places>> = places.buffered(BODIES_AT_ONCE).try_collect().await?;
+    let mut commitments = Commitments::new();
+    for ((block, of_block), places) in made.into_iter().zip(places) {
+        for (hotkey, fields) in of_block {
+            // One that came with other calls in one envelope is not found by its signer: it counts as the block's last.
+            let index = places.get(&hotkey).copied().unwrap_or(u32::MAX);
+            commitments.insert(hotkey, Committed { block: Block(block), index, fields });
+        }
+    }
+    Ok(commitments)
+}
+
+/// The places of a block's commitments. The chain's storage does not tell which of two of one block came first; its
+/// body does, and every node keeps bodies for longer than states.
+async fn places(link: &Link, online: &Online, at: &At, block: Block) -> Result<Arc<Places>, Failure> {
+    let known = link.caches().places.get(&block.0).map(Arc::clone);
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let Some(hash) = hash_of(online, block).await? else { return Ok(Arc::default()) };
+    let body = answer(online.rpc.chain_get_block(Some(H256(hash.0)))).await?;
+    let extrinsics = body.map(|body| body.block.extrinsics).unwrap_or_default();
+    // The runtime that read them may be an older one, whose state may be gone; calls move rarely.
+    let of_block = online.at(block, hash).await.ok();
+    let metadata = of_block.as_ref().unwrap_or(at).metadata_ref();
+    let signed = extrinsics.iter().filter(|extrinsic| extrinsic::is_signed(extrinsic));
+    let opened =
+        signed.zip(0..).filter_map(|(extrinsic, place)| Some((extrinsic::open(metadata, extrinsic).ok()?, place)));
+    let of_subnet = |call: &Call| matches!(call, Call::SetCommitment { netuid, .. } if *netuid == link.netuid());
+    let places = opened.filter(|(opened, _)| of_subnet(&opened.call)).map(|(opened, place)| (opened.signer, place));
+    let places = Arc::new(places.collect::<Places>());
+    if block <= link.finalized().number {
+        // As many as there can be members, each with a block of its own.
+        remember(&mut link.caches().places, block, Arc::clone(&places), usize::from(UIDS_MAX));
+    }
+    Ok(places)
+}

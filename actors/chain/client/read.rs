@@ -1,0 +1,240 @@
+//! What a node reads of the chain at a block: plain storage, by name, in a few requests whatever the subnet's size.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use convoke::chain::{Hyperparameters, Neuron};
+use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid};
+use subxt::rpcs::methods::legacy::NumberOrHex;
+
+use super::commitments::Places;
+use super::failure::Failure;
+use super::link::{Link, Online, answer};
+use super::values::{At, Values, read_hotkeys};
+use crate::chain::wire::schema::{self, EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH, SUBTENSOR};
+use crate::chain::{ChainError, Commitments, Metagraph};
+
+/// Connections that one read may use up.
+const ATTEMPTS: usize = 3;
+/// Blocks whose reads are remembered: the last of a round, and its edges.
+pub(super) const REMEMBERED: usize = 64;
+
+/// What was read, by block; a block is named by its hash too, since a fork may replace it.
+#[derive(Default)]
+pub(super) struct Caches {
+    pub(super) metagraphs: BTreeMap<u64, (BlockHash, Arc<Metagraph>)>,
+    pub(super) commitments: BTreeMap<u64, (BlockHash, Arc<Commitments>)>,
+    /// The places of the commitments that a final block made.
+    pub(super) places: BTreeMap<u64, Arc<Places>>,
+}
+
+/// Keeps a value of a block, and those of the youngest `n` blocks.
+pub(super) fn remember<T>(cache: &mut BTreeMap<u64, T>, block: Block, value: T, n: usize) {
+    cache.insert(block.0, value);
+    while cache.len() > n {
+        cache.pop_first();
+    }
+}
+
+/// Reads, on as many connections as it takes.
+pub(super) async fn reading<T, F: Future<Output = Result<T, Failure>>>(
+    link: &Link,
+    read: impl Fn(Arc<Online>) -> F,
+) -> Result<T, ChainError> {
+    let mut last = String::new();
+    for _ in 0..ATTEMPTS {
+        let online = link.online().await?;
+        match read(Arc::clone(&online)).await {
+            Ok(value) => return Ok(value),
+            Err(Failure::Answer(error)) => return Err(error),
+            Err(Failure::Lost(reason)) => {
+                link.lose(&online);
+                last = reason;
+                link.replaced(online.generation).await;
+            }
+        }
+    }
+    Err(ChainError::Unreachable { reason: last })
+}
+
+/// A block's hash; `None` while it is not there.
+pub(super) async fn block_hash(link: &Link, number: Block) -> Result<Option<BlockHash>, ChainError> {
+    reading(link, |online| async move { hash_of(&online, number).await }).await
+}
+
+pub(super) async fn hash_of(online: &Online, number: Block) -> Result<Option<BlockHash>, Failure> {
+    let hash = answer(online.rpc.chain_get_block_hash(Some(NumberOrHex::Number(number.0)))).await?;
+    Ok(hash.map(|hash| BlockHash(hash.0)))
+}
+
+/// The chain at a block that must be there.
+pub(super) async fn at(link: &Link, online: &Online, block: Block) -> Result<(BlockHash, At), Failure> {
+    let hash = hash_of(online, block).await?;
+    let missing = || Failure::Answer(ChainError::NotYet { block, best: link.best().number });
+    let hash = hash.ok_or_else(missing)?;
+    Ok((hash, online.at(block, hash).await.map_err(|failure| failure.at(link, block))?))
+}
+
+/// The subnet after a block.
+pub(super) async fn metagraph(link: &Link, block: Block) -> Result<Arc<Metagraph>, ChainError> {
+    reading(link, |online| async move {
+        let (hash, at) = at(link, &online, block).await?;
+        let known =
+            link.caches().metagraphs.get(&block.0).filter(|known| known.0 == hash).map(|known| Arc::clone(&known.1));
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let read = read_metagraph(&online, &at, link.netuid(), block).await;
+        let read = Arc::new(read.map_err(|failure| failure.at(link, block))?);
+        remember(&mut link.caches().metagraphs, block, (hash, Arc::clone(&read)), REMEMBERED);
+        Ok(read)
+    })
+    .await
+}
+
+/// What is read of a subnet by its number alone.
+const OF_SUBNET: [&str; 30] = [
+    "SubnetworkN",
+    "Tempo",
+    "MaxAllowedUids",
+    "MaxAllowedValidators",
+    "ImmunityPeriod",
+    "MinNonImmuneUids",
+    "NetworkRegistrationAllowed",
+    "MinBurn",
+    "MaxBurn",
+    "Burn",
+    "WeightsSetRateLimit",
+    "MinAllowedWeights",
+    "MaxWeightsLimit",
+    "WeightsVersionKey",
+    "CommitRevealWeightsEnabled",
+    "RevealPeriodEpochs",
+    "Kappa",
+    "BondsMovingAverage",
+    "BondsPenalty",
+    "ActivityCutoff",
+    "BlocksSinceLastStep",
+    "BurnHalfLife",
+    "Incentive",
+    "Dividends",
+    "Consensus",
+    "ValidatorTrust",
+    "ValidatorPermit",
+    "Active",
+    "LastUpdate",
+    "Emission",
+];
+
+async fn read_metagraph(online: &Online, at: &At, netuid: u16, block: Block) -> Result<Metagraph, Failure> {
+    let mut values = Values::new(at, netuid);
+    for entry in OF_SUBNET {
+        values.want(SUBTENSOR, entry, (netuid,))?;
+    }
+    values.want(SUBTENSOR, "StakeThreshold", ())?;
+    values.want(SUBTENSOR, "SubnetOwnerCut", ())?;
+    values.want("Commitments", "MaxSpace", ())?;
+    values.wanted.extend([EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH].map(|entry| schema::schedule_key(entry, netuid)));
+    values.fetch(online).await?;
+    let hotkeys = read_hotkeys(online, &mut values).await?;
+    for hotkey in &hotkeys {
+        values.want(SUBTENSOR, "Owner", (hotkey.0,))?;
+        values.want(SUBTENSOR, "TotalHotkeyAlpha", (hotkey.0, netuid))?;
+    }
+    values.fetch(online).await?;
+    let hyperparameters = read_hyperparameters(&values)?;
+    let (epoch_index, last_epoch, next_epoch) = epochs(&values, block, hyperparameters.tempo)?;
+    Ok(Metagraph {
+        block,
+        neurons: read_neurons(&values, &hotkeys)?,
+        hyperparameters,
+        epoch_index,
+        last_epoch,
+        next_epoch,
+        burn: values.subnet("Burn", 0)?,
+    })
+}
+
+/// The numbers that this runtime keeps; the others are what Subtensor's are for a new subnet.
+fn read_hyperparameters(values: &Values<'_>) -> Result<Hyperparameters, Failure> {
+    let new = Hyperparameters::default();
+    Ok(Hyperparameters {
+        tempo: values.subnet("Tempo", new.tempo)?,
+        max_allowed_uids: values.subnet("MaxAllowedUids", new.max_allowed_uids)?,
+        min_allowed_uids: new.min_allowed_uids,
+        max_allowed_validators: values.subnet("MaxAllowedValidators", new.max_allowed_validators)?,
+        immunity_period: values.subnet("ImmunityPeriod", new.immunity_period)?,
+        min_non_immune_uids: values.subnet("MinNonImmuneUids", new.min_non_immune_uids)?,
+        registration_allowed: values.subnet("NetworkRegistrationAllowed", new.registration_allowed)?,
+        min_burn: values.subnet("MinBurn", new.min_burn)?,
+        max_burn: values.subnet("MaxBurn", new.max_burn)?,
+        burn_half_life: values.subnet("BurnHalfLife", new.burn_half_life)?,
+        burn_increase_milli: new.burn_increase_milli,
+        weights_set_rate_limit: values.subnet("WeightsSetRateLimit", new.weights_set_rate_limit)?,
+        min_allowed_weights: values.subnet("MinAllowedWeights", new.min_allowed_weights)?,
+        max_weights_limit: values.subnet("MaxWeightsLimit", new.max_weights_limit)?,
+        weights_version_key: values.subnet("WeightsVersionKey", new.weights_version_key)?,
+        stake_threshold: values.plain(SUBTENSOR, "StakeThreshold", new.stake_threshold)?,
+        commit_reveal_weights_enabled: values
+            .subnet("CommitRevealWeightsEnabled", new.commit_reveal_weights_enabled)?,
+        reveal_period_epochs: values.subnet("RevealPeriodEpochs", new.reveal_period_epochs)?,
+        kappa: values.subnet("Kappa", new.kappa)?,
+        bonds_moving_average: values.subnet("BondsMovingAverage", new.bonds_moving_average)?,
+        bonds_penalty: values.subnet("BondsPenalty", new.bonds_penalty)?,
+        activity_cutoff: values.subnet("ActivityCutoff", new.activity_cutoff)?,
+        commitment_space_max: values.plain("Commitments", "MaxSpace", new.commitment_space_max)?,
+        emission_per_block: new.emission_per_block,
+        owner_cut: values.plain(SUBTENSOR, "SubnetOwnerCut", new.owner_cut)?,
+    })
+}
+
+/// How many epochs there were, and the blocks of the last and the next. Where the chain does not keep a schedule, the
+/// epochs are at the blocks for which (block + netuid + 1) mod (tempo + 1) = 0.
+fn epochs(values: &Values<'_>, block: Block, tempo: u16) -> Result<(u64, Block, Option<Block>), Failure> {
+    let tempo = u64::from(tempo);
+    if let (Some(index), Some(last)) = (values.schedule(EPOCH_INDEX), values.schedule(LAST_EPOCH)) {
+        let scheduled = last.saturating_add(tempo);
+        let next = match values.schedule(PENDING_EPOCH) {
+            Some(pending) if pending > 0 => scheduled.min(pending),
+            _ => scheduled,
+        };
+        return Ok((index, Block(last), (tempo > 0).then_some(Block(next))));
+    }
+    let since: u64 = values.subnet("BlocksSinceLastStep", 0)?;
+    let last = Block(block.0.saturating_sub(since));
+    let count = block.0.saturating_add(u64::from(values.netuid)).saturating_add(1);
+    let next = Block(block.0.saturating_add(tempo + 1 - count % (tempo + 1)));
+    Ok((count / (tempo + 1), last, (tempo > 0).then_some(next)))
+}
+
+fn read_neurons(values: &Values<'_>, hotkeys: &[Hotkey]) -> Result<Vec<Neuron>, Failure> {
+    let netuid = values.netuid;
+    let column = |entry: &str| values.subnet::<Vec<u16>>(entry, Vec::new());
+    let (incentive, dividends) = (column("Incentive")?, column("Dividends")?);
+    let (consensus, validator_trust) = (column("Consensus")?, column("ValidatorTrust")?);
+    let permit: Vec<bool> = values.subnet("ValidatorPermit", Vec::new())?;
+    let active: Vec<bool> = values.subnet("Active", Vec::new())?;
+    let last_update: Vec<u64> = values.subnet("LastUpdate", Vec::new())?;
+    let emission: Vec<u64> = values.subnet("Emission", Vec::new())?;
+    let neuron = |(hotkey, uid): (&Hotkey, u16)| {
+        let place = usize::from(uid);
+        let share = |column: &[u16]| column.get(place).copied().unwrap_or(0);
+        let registered_at = values.get(SUBTENSOR, "BlockAtRegistration", (netuid, uid))?.unwrap_or(0);
+        Ok(Neuron {
+            uid: Uid(uid),
+            hotkey: *hotkey,
+            coldkey: Hotkey(values.get(SUBTENSOR, "Owner", (hotkey.0,))?.unwrap_or_default()),
+            stake: Stake(values.get(SUBTENSOR, "TotalHotkeyAlpha", (hotkey.0, netuid))?.unwrap_or(0)),
+            permit: permit.get(place).copied().unwrap_or(false),
+            active: active.get(place).copied().unwrap_or(false),
+            registered_at: Block(registered_at),
+            last_update: Block(last_update.get(place).copied().unwrap_or(0)),
+            incentive: share(&incentive),
+            dividends: share(&dividends),
+            consensus: share(&consensus),
+            validator_trust: share(&validator_trust),
+            emission: emission.get(place).copied().unwrap_or(0),
+        })
+    };
+    hotkeys.iter().zip(0..).map(neuron).collect()
+}
