@@ -65,3 +65,5 @@ pub mod node;
 pub mod cli;
 
 pub mod run;
+
+pub mod serve_chain;
