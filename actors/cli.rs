@@ -23,6 +23,8 @@ pub enum Command {
     /// Run a node. Without arguments: role both, a development chain inside the process, a tiny model, Shakespeare, this
     /// machine's CPU.
     Run(RunArgs),
+    /// Serve a development chain alone, for nodes that join it with --chain.
+    Chain(ChainArgs),
     /// Make tokenizers.
     Tokenizer {
         /// What to do.
@@ -58,6 +60,35 @@ pub struct WalletArgs {
     /// Where wallets are; the official tools' place if it is not said.
     #[arg(long, value_name = "DIR")]
     pub wallets: Option<PathBuf>,
+}
+
+/// The arguments of `chain`.
+#[derive(Debug, Clone, Args)]
+pub struct ChainArgs {
+    /// Where it listens.
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9944")]
+    pub listen: SocketAddr,
+    /// Where the chain is kept; a chain that is there goes on.
+    #[arg(long, value_name = "DIR", default_value = "convoke-chain")]
+    pub data_dir: PathBuf,
+    /// Milliseconds between blocks.
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(10..=600_000))]
+    pub block_ms: u64,
+    /// Blocks that the finalised head is behind the best.
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u64).range(..512))]
+    pub finality_depth: u64,
+    /// The subnet.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub netuid: u16,
+    /// Tells chains apart that are equal otherwise.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Allow calls that make things go wrong: the namespace dev_.
+    #[arg(long)]
+    pub dev_faults: bool,
+    /// Which logs are shown: a level, or tracing's filter directives.
+    #[arg(long, default_value = "info")]
+    pub log: String,
 }
 
 /// What can be done with tokenizers.

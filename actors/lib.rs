@@ -67,3 +67,5 @@ pub mod node;
 pub mod cli;
 
 pub mod run;
+
+pub mod serve_chain;

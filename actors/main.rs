@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use convoke_node::cli::{Cli, Command, TokenizerCommand, WalletCommand};
 use convoke_node::wallet::{command, prompt};
-use convoke_node::{data, run};
+use convoke_node::{data, run, serve_chain};
 
 /// Keeps large freed buffers for the next inner step, where the system's allocator would give them back and ask anew.
 #[global_allocator]
@@ -16,6 +16,7 @@ fn main() -> ExitCode {
     // clap ends the process with code 2 when the command line is wrong.
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(&args),
+        Command::Chain(args) => serve_chain::serve(&args),
         Command::Tokenizer { command: TokenizerCommand::Train { files, vocab_size, out } } => {
             data::vocabulary::train_to_file(&files, vocab_size, &out).map(|()| 0).map_err(Into::into)
         }
