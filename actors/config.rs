@@ -24,6 +24,9 @@ pub const DEFAULTS: &str = include_str!("../configs/default.toml");
 /// Keys that a config may hold and the defaults do not: absent is their default.
 const OPTIONAL_KEYS: [&str; 1] = ["data.tokenizer"];
 
+/// The chain that a node serves itself.
+const EMBEDDED: &str = "embedded";
+
 /// The table that may also be given as the path of a file that holds it.
 const MODEL_KEY: &str = "run.model";
 
@@ -57,8 +60,12 @@ pub struct NodeSection {
     pub device: String,
     /// Replicas of the model that share a batch; 0: one a core.
     pub workers: usize,
-    /// Where peers reach it over UDP; port 0: any that is free.
+    /// Where it listens for peers over UDP; port 0: any that is free.
     pub bind: SocketAddr,
+    /// Where peers on other machines reach it, if that is not where it listens; empty: found out.
+    pub address: String,
+    /// A hotkey file of the official tools; empty: the identity in the data directory.
+    pub hotkey: PathBuf,
     /// Peers to ask first, as `endpoint-id@address:port`; others are found on the chain.
     pub peers: Vec<String>,
     /// Which log lines are written, as `tracing` directives.
@@ -69,10 +76,31 @@ pub struct NodeSection {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChainSection {
-    /// `embedded`, or the `ws://` or `wss://` address of a chain's node.
+    /// `embedded`, or the `ws://` or `wss://` addresses of a chain's nodes, divided by commas.
     pub url: String,
+    /// Where the embedded chain is served to other nodes.
+    pub listen: SocketAddr,
     /// Milliseconds between the embedded chain's blocks.
     pub block_ms: u64,
+}
+
+impl ChainSection {
+    /// The addresses of another's chain; empty for the embedded one.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        if self.url == EMBEDDED {
+            return Vec::new();
+        }
+        self.url.split(',').map(|url| url.trim().to_owned()).collect()
+    }
+}
+
+impl NodeSection {
+    /// Where it says that peers reach it, if it says so.
+    #[must_use]
+    pub fn stated_address(&self) -> Option<SocketAddr> {
+        self.address.parse().ok()
+    }
 }
 
 /// Why a configuration is refused.

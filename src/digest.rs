@@ -1,5 +1,9 @@
 //! The digest of θ, and the proof that a node holds θ.
 //!
+//! **The digest is θ's address.** It is plain BLAKE3 of θ's bytes, so the digest that a run agrees on is also the hash by which θ is
+//! asked for: whoever joins fetches a blob of this name from several peers at once, and every piece of it verifies against what the
+//! chain says, with nothing in between that could lie. A context in the hash would tell θ from other blobs, but its size does.
+//!
 //! **Canonical order is chunk-major**, the order in which θ lies in memory on the host (`sparseloco::Layout`): the digest then
 //! streams memory once, can be computed in the outer step's own pass, and a chunk's bytes are neighbours, so that a proof over a
 //! few chunks reads little. Row-major tensors, the order of checkpoints, would need a gather before every digest. Padding is in
@@ -20,12 +24,10 @@ use crate::terms::{BlockHash, Digest, Hotkey};
 /// Values of a part, but for the last one: a power of two of BLAKE3's chunks, and of ours.
 pub const PART_LEN: usize = 32 * CHUNK_LEN;
 
-const CONTEXT: &str = "convoke 2026-11 theta digest v1";
-
 /// BLAKE3 over θ, chunk-major, padding included. The same on every honest node after every round.
 #[must_use]
 pub fn digest(theta: &[f32]) -> Digest {
-    let mut hasher = blake3::Hasher::new_derive_key(CONTEXT);
+    let mut hasher = blake3::Hasher::new();
     update(&mut hasher, theta);
     Digest(*hasher.finalize().as_bytes())
 }
@@ -51,7 +53,7 @@ impl Part {
     #[must_use]
     pub fn of(part_idx: usize, values: &[f32]) -> Self {
         assert!((1..=PART_LEN).contains(&values.len()), "{} values in a part", values.len());
-        let mut hasher = blake3::Hasher::new_from_context_key(&hazmat::hash_derive_key_context(CONTEXT));
+        let mut hasher = blake3::Hasher::new();
         hasher.set_input_offset((part_idx * PART_LEN * size_of::<f32>()) as u64);
         update(&mut hasher, values);
         Self(hasher.finalize_non_root())
@@ -69,8 +71,7 @@ pub fn join(parts: &[Part], theta: &[f32]) -> Digest {
         // The only node of a tree is its root, which is made in another way than any other node.
         return digest(theta);
     }
-    let key = hazmat::hash_derive_key_context(CONTEXT);
-    let mode = Mode::DeriveKeyMaterial(&key);
+    let mode = Mode::Hash;
     let (left, right) = halves(parts);
     let root = hazmat::merge_subtrees_root(&node(left, mode), &node(right, mode), mode);
     Digest(*root.as_bytes())
@@ -137,10 +138,10 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_is_blake3_of_the_little_endian_bytes() {
+    fn the_digest_is_the_address_of_the_little_endian_bytes() {
         let theta = theta(3);
         let bytes: Vec<u8> = theta.iter().flat_map(|value| value.to_le_bytes()).collect();
-        assert_eq!(digest(&theta).0, blake3::derive_key("convoke 2026-11 theta digest v1", &bytes));
+        assert_eq!(digest(&theta).0, *blake3::hash(&bytes).as_bytes());
     }
 
     #[test]

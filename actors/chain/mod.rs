@@ -42,6 +42,9 @@ pub use outcome::{Class, Outcome};
 pub use server::{ChainServer, ServeError, ServerConfig};
 pub use wire::{Runtime, WireError};
 
+/// What a development chain says it is called: on it, and nowhere else, a faucet gives slots and stake.
+pub const DEVELOPMENT_CHAIN: &str = "Convoke development chain";
+
 /// What a call to the chain resolves to; boxed, so that the traits can be objects.
 pub type ChainFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Send + 'a>>;
 

@@ -5,6 +5,10 @@
 //! fixed, every field begins with its version: one content has one encoding (C-2), and a parser reads at most 127 bytes
 //! of each (C-3), which is below the 128 that a field of the chain's commitments is sure to hold.
 //!
+//! An identity also says where its endpoint can be reached, so that members of a run need nothing but the chain to find each
+//! other: no relay, no directory. Whoever does not want its address on chain leaves it out, and is then reached by those to whom
+//! it was told, or not at all.
+//!
 //! A seal names a payload twice: by the hash of its canonical bytes, which is what it is, and by hash and size of its transport
 //! coding, which is what is fetched. Room for both is made by cutting the holding proof to 128 bits. That is enough: a proof is
 //! judged against one expected value and only once, so whoever guesses is right once in 2^128, and a collision between two
@@ -13,18 +17,25 @@
 //! The signature on chain proves that the hotkey names the endpoint; the signature inside the identity proves that the
 //! endpoint names the hotkey, without which anybody could claim another node's endpoint. Genesis and netuid in it
 //! stop its use on another chain, `seq` its use after a rotation.
+//!
+//! `seq` grows with every start of a node, which makes it a fence: of two processes that use one hotkey, the one whose identity
+//! is lower ([`Identity::yields_to`]) has to stop.
+
+use core::net::{Ipv6Addr, SocketAddr};
 
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 
 use crate::terms::{BlockHash, Digest, EndpointId, Hotkey, ManifestHash, PayloadHash, Round, TransportHash};
 
-/// The version that identity and vote begin with.
+/// The version that a vote begins with.
 pub const VERSION: u8 = 1;
+/// The version that an identity begins with.
+pub const IDENTITY_VERSION: u8 = 2;
 /// The version that a seal begins with.
 pub const SEAL_VERSION: u8 = 2;
 
-/// Bytes of an identity field: version, flags, endpoint, seq, proof.
-pub const IDENTITY_BYTES: usize = 102;
+/// Bytes of an identity field: version, flags, endpoint, seq, address, port, proof.
+pub const IDENTITY_BYTES: usize = 120;
 /// Bytes of a seal field: version, round, payload, transport, its size, base, holding.
 pub const SEAL_BYTES: usize = 127;
 /// Bytes of a vote field: version, round, manifest.
@@ -36,7 +47,7 @@ const SIZE_BYTES: usize = 6;
 /// The first 16 bytes of a holding proof (see `digest`).
 pub type Holding = [u8; 16];
 
-const IDENTITY_DOMAIN: &[u8] = b"convoke 2026-11 endpoint identity v1";
+const IDENTITY_DOMAIN: &[u8] = b"convoke 2026-11 endpoint identity v2";
 
 /// The subnet that an identity is made for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,13 +61,13 @@ pub struct Place {
 /// Which endpoint is this hotkey's, with the endpoint's consent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Identity {
-    /// [`VERSION`].
-    pub version: u8,
     /// The node's ed25519 key on the peer-to-peer network.
     pub endpoint: EndpointId,
-    /// Grows with every change of endpoint; a lower one than was seen is a replay.
+    /// Grows with every start of the node; a lower one than was seen is a replay, or a process that has to stop.
     pub seq: u32,
-    /// The endpoint's signature over chain, subnet, hotkey and `seq`.
+    /// Where the endpoint listens for UDP, if it is to be found.
+    pub address: Option<SocketAddr>,
+    /// The endpoint's signature over chain, subnet, hotkey, `seq` and address.
     pub proof: [u8; 64],
 }
 
@@ -124,6 +135,9 @@ pub enum CommitmentError {
         /// What it begins with.
         version: u8,
     },
+    /// An address without a port.
+    #[error("the identity's address has no port")]
+    Address,
     /// The identity's spare flags are set.
     #[error("the identity's flags are {flags:#04x}, not 0")]
     Flags {
@@ -136,12 +150,21 @@ pub enum CommitmentError {
 }
 
 impl Identity {
-    /// The identity that the endpoint with this secret gives to this hotkey.
+    /// The identity that the endpoint with this secret, which listens at `address`, gives to this hotkey.
     #[must_use]
-    pub fn prove(endpoint_secret: &[u8; 32], place: &Place, hotkey: &Hotkey, seq: u32) -> Self {
+    pub fn prove(
+        endpoint_secret: &[u8; 32],
+        place: &Place,
+        hotkey: &Hotkey,
+        seq: u32,
+        address: Option<SocketAddr>,
+    ) -> Self {
         let key = SigningKey::from_bytes(endpoint_secret);
-        let proof = key.sign(&identity_message(place, hotkey, seq)).to_bytes();
-        Self { version: VERSION, endpoint: EndpointId(key.verifying_key().to_bytes()), seq, proof }
+        let endpoint = EndpointId(key.verifying_key().to_bytes());
+        // What is signed is what is written, so both know only addresses that have an encoding.
+        let address = address.and_then(|address| read_address(address_bytes(Some(address))).ok().flatten());
+        let proof = key.sign(&identity_message(place, hotkey, seq, address)).to_bytes();
+        Self { endpoint, seq, address, proof }
     }
 
     /// Whether the endpoint consents to be this hotkey's here.
@@ -151,14 +174,49 @@ impl Identity {
     pub fn verify(&self, place: &Place, hotkey: &Hotkey) -> Result<(), CommitmentError> {
         let key = VerifyingKey::from_bytes(&self.endpoint.0).map_err(|_| CommitmentError::Proof)?;
         let signature = Signature::from_bytes(&self.proof);
-        let message = identity_message(place, hotkey, self.seq);
+        let message = identity_message(place, hotkey, self.seq, self.address);
         // Strict: a key of small order would sign for every hotkey.
         key.verify_strict(&message, &signature).map_err(|_| CommitmentError::Proof)
     }
+
+    /// Whether a process with this identity has to stop for one with the other, of the same hotkey: the later start goes on, and
+    /// of two that began as one, by chance, the same one in everybody's eyes.
+    #[must_use]
+    pub fn yields_to(&self, other: &Self) -> bool {
+        let rank = |identity: &Self| (identity.seq, address_bytes(identity.address), identity.endpoint.0);
+        rank(other) > rank(self)
+    }
 }
 
-fn identity_message(place: &Place, hotkey: &Hotkey, seq: u32) -> Vec<u8> {
-    [IDENTITY_DOMAIN, &place.genesis.0, &place.netuid.to_le_bytes(), &hotkey.0, &seq.to_le_bytes()].concat()
+fn identity_message(place: &Place, hotkey: &Hotkey, seq: u32, address: Option<SocketAddr>) -> Vec<u8> {
+    let (netuid, seq, address) = (place.netuid.to_le_bytes(), seq.to_le_bytes(), address_bytes(address));
+    [IDENTITY_DOMAIN, &place.genesis.0, &netuid, &hotkey.0, &seq, &address].concat()
+}
+
+/// 16 bytes of IPv6, in which IPv4 is mapped, and the port; all zero: none.
+fn address_bytes(address: Option<SocketAddr>) -> [u8; 18] {
+    let mut bytes = [0; 18];
+    if let Some(address) = address.filter(|address| address.port() != 0) {
+        let ip = match address {
+            SocketAddr::V4(address) => address.ip().to_ipv6_mapped(),
+            SocketAddr::V6(address) => *address.ip(),
+        };
+        bytes[..16].copy_from_slice(&ip.octets());
+        bytes[16..].copy_from_slice(&address.port().to_le_bytes());
+    }
+    bytes
+}
+
+fn read_address(bytes: [u8; 18]) -> Result<Option<SocketAddr>, CommitmentError> {
+    if bytes == [0; 18] {
+        return Ok(None);
+    }
+    let ([ip @ .., low, high], mut octets) = (bytes, [0; 16]);
+    octets.copy_from_slice(&ip);
+    match u16::from_le_bytes([low, high]) {
+        0 => Err(CommitmentError::Address),
+        port => Ok(Some(SocketAddr::new(Ipv6Addr::from(octets).to_canonical(), port))),
+    }
 }
 
 impl Seal {
@@ -177,8 +235,8 @@ impl Commitment {
     #[must_use]
     pub fn to_fields(&self) -> Vec<Vec<u8>> {
         let identity = self.identity.map(|identity| {
-            let seq = identity.seq.to_le_bytes();
-            [&[identity.version, 0][..], &identity.endpoint.0, &seq, &identity.proof].concat()
+            let (seq, address) = (identity.seq.to_le_bytes(), address_bytes(identity.address));
+            [&[IDENTITY_VERSION, 0][..], &identity.endpoint.0, &seq, &address, &identity.proof].concat()
         });
         let seal = self.seal.map(|seal| {
             let size = seal.transport_bytes.to_le_bytes();
@@ -201,7 +259,7 @@ impl Commitment {
             return Err(CommitmentError::FieldCount { n_fields: fields.len() });
         };
         Ok(Self {
-            identity: part::<IDENTITY_BYTES>(0, VERSION, identity)?.map(read_identity).transpose()?,
+            identity: part::<IDENTITY_BYTES>(0, IDENTITY_VERSION, identity)?.map(read_identity).transpose()?,
             seal: part::<SEAL_BYTES>(1, SEAL_VERSION, seal)?.map(read_seal),
             manifest: part::<VOTE_BYTES>(2, VERSION, manifest)?.map(read_vote),
         })
@@ -229,7 +287,8 @@ fn read_identity(mut reader: Reader<'_>) -> Result<Identity, CommitmentError> {
         return Err(CommitmentError::Flags { flags });
     }
     let (endpoint, seq) = (EndpointId(reader.take()), u32::from_le_bytes(reader.take()));
-    Ok(Identity { version: VERSION, endpoint, seq, proof: reader.take() })
+    let address = read_address(reader.take())?;
+    Ok(Identity { endpoint, seq, address, proof: reader.take() })
 }
 
 fn read_seal(mut reader: Reader<'_>) -> Seal {
@@ -269,9 +328,13 @@ mod tests {
     const PLACE: Place = Place { genesis: BlockHash([4; 32]), netuid: 3 };
     const HOTKEY: Hotkey = Hotkey([5; 32]);
 
+    fn address(text: &str) -> Option<SocketAddr> {
+        Some(text.parse().unwrap())
+    }
+
     fn commitment() -> Commitment {
         Commitment {
-            identity: Some(Identity::prove(&[6; 32], &PLACE, &HOTKEY, 7)),
+            identity: Some(Identity::prove(&[6; 32], &PLACE, &HOTKEY, 7, address("10.1.2.3:770"))),
             seal: Some(Seal {
                 round: Round(258),
                 payload: PayloadHash([1; 32]),
@@ -293,18 +356,41 @@ mod tests {
         assert_eq!(identity.verify(&Place { netuid: 4, ..PLACE }, &HOTKEY), no);
         assert_eq!(identity.verify(&Place { genesis: BlockHash([5; 32]), ..PLACE }, &HOTKEY), no);
         assert_eq!(Identity { seq: 8, ..identity }.verify(&PLACE, &HOTKEY), no);
-        let other = Identity::prove(&[7; 32], &PLACE, &HOTKEY, 7);
+        assert_eq!(Identity { address: None, ..identity }.verify(&PLACE, &HOTKEY), no);
+        let other = Identity::prove(&[7; 32], &PLACE, &HOTKEY, 7, identity.address);
         assert_eq!(Identity { endpoint: other.endpoint, ..identity }.verify(&PLACE, &HOTKEY), no);
         assert_eq!(Identity { endpoint: EndpointId([0; 32]), ..identity }.verify(&PLACE, &HOTKEY), no);
         assert_eq!(Identity { endpoint: EndpointId([255; 32]), ..identity }.verify(&PLACE, &HOTKEY), no);
     }
 
     #[test]
+    fn of_two_identities_of_a_hotkey_one_yields_in_everybodys_eyes() {
+        let of = |seq, at: &str| Identity::prove(&[6; 32], &PLACE, &HOTKEY, seq, address(at));
+        let (first, later) = (of(1, "10.0.0.9:9"), of(2, "10.0.0.1:1"));
+        assert!(first.yields_to(&later) && !later.yields_to(&first));
+        let (one, other) = (of(3, "10.0.0.1:1"), of(3, "10.0.0.1:2"));
+        assert_ne!(one.yields_to(&other), other.yields_to(&one));
+        assert!(!one.yields_to(&one));
+    }
+
+    #[test]
+    fn addresses_survive_and_what_has_no_encoding_is_none() {
+        for at in ["1.2.3.4:5", "[2001:db8::1]:65535", "[::1]:9"] {
+            let identity = Identity::prove(&[6; 32], &PLACE, &HOTKEY, 7, address(at));
+            let fields = Commitment { identity: Some(identity), ..Commitment::default() }.to_fields();
+            assert_eq!(Commitment::parse(&fields).unwrap().identity.unwrap().address, address(at));
+        }
+        let identity = Identity::prove(&[6; 32], &PLACE, &HOTKEY, 7, address("1.2.3.4:0"));
+        assert_eq!((identity.address, identity.verify(&PLACE, &HOTKEY)), (None, Ok(())));
+    }
+
+    #[test]
     fn the_layout_of_the_fields_does_not_move() {
         let fields = commitment().to_fields();
         assert_eq!(fields.iter().map(Vec::len).collect::<Vec<_>>(), [IDENTITY_BYTES, SEAL_BYTES, VOTE_BYTES]);
-        assert_eq!(fields[0][..2], [1, 0]);
+        assert_eq!(fields[0][..2], [2, 0]);
         assert_eq!(fields[0][34..38], [7, 0, 0, 0]);
+        assert_eq!(fields[0][38..56], [&[0; 10][..], &[255, 255, 10, 1, 2, 3], &[2, 3]].concat());
         assert_eq!(fields[1][..10], [2, 2, 1, 0, 0, 0, 0, 0, 0, 1]);
         assert_eq!(fields[1][40..80], [&[1; 1][..], &[8; 32], &[6, 5, 4, 3, 2, 1], &[2]].concat());
         assert_eq!(fields[1][110..], [&[2; 1][..], &[3; 16]].concat());
@@ -325,27 +411,28 @@ mod tests {
         assert_eq!(parse(|fields| fields.push(vec![])), Err(CommitmentError::FieldCount { n_fields: 4 }));
         let long = CommitmentError::FieldLength { field: 1, bytes: 128, expected: 127 };
         assert_eq!(parse(|fields| fields[1].push(0)), Err(long));
-        let short = CommitmentError::FieldLength { field: 0, bytes: 1, expected: 102 };
+        let short = CommitmentError::FieldLength { field: 0, bytes: 1, expected: 120 };
         assert_eq!(parse(|fields| fields[0].truncate(1)), Err(short));
         assert_eq!(parse(|fields| fields[2][0] = 2), Err(CommitmentError::Version { field: 2, version: 2 }));
         assert_eq!(parse(|fields| fields[1][0] = 1), Err(CommitmentError::Version { field: 1, version: 1 }));
         assert_eq!(parse(|fields| fields[0][1] = 1), Err(CommitmentError::Flags { flags: 1 }));
+        assert_eq!(parse(|fields| fields[0][54..56].fill(0)), Err(CommitmentError::Address));
         assert_eq!(parse(|fields| fields.iter_mut().for_each(Vec::clear)), Ok(Commitment::default()));
     }
 
     proptest! {
         #[test]
         fn what_parses_is_written_back_byte_for_byte(
-            sizes in prop::collection::vec(prop::sample::select(vec![0, 41, 102, 127, 200]), 0..5),
+            sizes in prop::collection::vec(prop::sample::select(vec![0, 41, 120, 127, 200]), 0..5),
             bytes in prop::collection::vec(any::<u8>(), 200),
             proper in any::<bool>(),
         ) {
             let fields: Vec<Vec<u8>> = if proper {
                 let mut fields = [IDENTITY_BYTES, SEAL_BYTES, VOTE_BYTES].map(|size| bytes[..size].to_vec());
-                for (field, version) in fields.iter_mut().zip([VERSION, SEAL_VERSION, VERSION]) {
+                for (field, version) in fields.iter_mut().zip([IDENTITY_VERSION, SEAL_VERSION, VERSION]) {
                     field[0] = version;
                 }
-                fields[0][1] = 0;
+                (fields[0][1], fields[0][55]) = (0, 7);
                 fields.into()
             } else {
                 sizes.iter().map(|&size| bytes[..size].to_vec()).collect()

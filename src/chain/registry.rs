@@ -3,6 +3,7 @@
 //! Only members count: a pruned hotkey keeps valid signatures, not its place. Two hotkeys that name the same endpoint
 //! cannot both be it, so the older registration has it, then the lower uid; the other is a member without an endpoint.
 
+use core::net::SocketAddr;
 use std::collections::BTreeMap;
 
 use super::commitment::{Commitment, CommitmentError, Place};
@@ -83,6 +84,13 @@ impl Registry {
         (self.endpoints.get(&identity.endpoint) == Some(hotkey)).then_some(identity.endpoint)
     }
 
+    /// Where this member's endpoint says that it listens.
+    #[must_use]
+    pub fn address(&self, hotkey: &Hotkey) -> Option<SocketAddr> {
+        self.endpoint(hotkey)?;
+        self.members.get(hotkey)?.commitment.identity?.address
+    }
+
     /// Members whose commitment or identity was refused, and why.
     #[must_use]
     pub fn refused(&self) -> &[(Hotkey, CommitmentError)] {
@@ -117,7 +125,7 @@ mod tests {
     fn an_endpoint_is_the_older_members() {
         let mut metagraph = metagraph();
         metagraph.neurons[0].registered_at = Block(9);
-        let identity = |i| Identity::prove(&[6; 32], &PLACE, &key(i), 1);
+        let identity = |i| Identity::prove(&[6; 32], &PLACE, &key(i), 1, None);
         let commitments = BTreeMap::from([(key(0), committed(identity(0))), (key(2), committed(identity(2)))]);
         let registry = Registry::of(&metagraph, &commitments, &PLACE);
         let endpoint = identity(0).endpoint;
@@ -128,9 +136,9 @@ mod tests {
 
     #[test]
     fn strangers_forgeries_and_foreign_commitments_have_no_endpoint() {
-        let forged = Identity { seq: 2, ..Identity::prove(&[6; 32], &PLACE, &key(0), 1) };
+        let forged = Identity { seq: 2, ..Identity::prove(&[6; 32], &PLACE, &key(0), 1, None) };
         let foreign = Committed { block: Block(1), index: 1, fields: vec![vec![7; 128]] };
-        let stranger = committed(Identity::prove(&[8; 32], &PLACE, &key(50), 1));
+        let stranger = committed(Identity::prove(&[8; 32], &PLACE, &key(50), 1, None));
         let commitments = BTreeMap::from([(key(0), committed(forged)), (key(1), foreign), (key(50), stranger)]);
         let registry = Registry::of(&metagraph(), &commitments, &PLACE);
         assert!(registry.endpoints.is_empty());

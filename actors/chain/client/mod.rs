@@ -78,6 +78,12 @@ impl Client {
         Arc::new(Writer { link: Arc::clone(&self.link), signer })
     }
 
+    /// Whether it is a development chain, whose faucet gives slots and stake to whoever asks.
+    #[must_use]
+    pub fn is_development(&self) -> bool {
+        self.link.is_development()
+    }
+
     /// Gives the hotkey a slot, at least this stake, and a permit for it, from a development chain's faucet. Once that is
     /// so, asking again changes nothing.
     ///

@@ -60,7 +60,7 @@ fn read(
 }
 
 fn register_system(module: &mut Module) -> Result<(), RegisterMethodError> {
-    read(module, "system_chain", |_, _| Ok(json!("Convoke development chain")))?;
+    read(module, "system_chain", |_, _| Ok(json!(crate::chain::DEVELOPMENT_CHAIN)))?;
     read(module, "system_name", |_, _| Ok(json!("convoke")))?;
     read(module, "system_version", |_, _| Ok(json!(env!("CARGO_PKG_VERSION"))))?;
     read(module, "system_chainType", |_, _| Ok(json!("Development")))?;
