@@ -388,9 +388,13 @@ impl NodeConfig {
         if self.node.workers > 1024 {
             return out_of_range("node.workers", self.node.workers.to_string(), "from 0 (one a core) to 1024");
         }
-        let url = &self.chain.url;
-        if url != "embedded" && !url.starts_with("ws://") && !url.starts_with("wss://") {
-            return out_of_range("chain.url", format!("`{url}`"), "`embedded`, or start with ws:// or wss://");
+        if !self.node.address.is_empty() && self.node.stated_address().is_none_or(|address| address.port() == 0) {
+            return out_of_range("node.address", format!("`{}`", self.node.address), "empty, or address:port");
+        }
+        let is_url = |url: &String| url.starts_with("ws://") || url.starts_with("wss://");
+        if !self.chain.endpoints().iter().all(is_url) {
+            let range = "`embedded`, or URLs that start with ws:// or wss://, divided by commas";
+            return out_of_range("chain.url", format!("`{}`", self.chain.url), range);
         }
         if !(10..=600_000).contains(&self.chain.block_ms) {
             return out_of_range("chain.block_ms", self.chain.block_ms.to_string(), "from 10 to 600000 milliseconds");

@@ -264,6 +264,13 @@ impl Journal {
         self.metrics.round.resyncs.with(["done"]).increment(1);
     }
 
+    /// Another process is this node now: this one ends.
+    pub fn superseded(&self, reason: &str) {
+        tracing::error!(reason, "the node ends: one hotkey is one process's");
+        self.events.record(None, Event::Stopping { reason: reason.to_owned() });
+        self.status.gave_up(reason);
+    }
+
     /// Finality is too far behind the best head for seeds to be drawn in time.
     pub fn finality_lagging(&self, lag_blocks: u64) {
         self.events.record(None, Event::FinalityLagging { lag_blocks });

@@ -62,6 +62,8 @@ pub mod http;
 
 pub mod terminal;
 
+pub mod membership;
+
 pub mod node;
 
 pub mod cli;

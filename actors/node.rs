@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
+use convoke::chain;
 use convoke::hotkey::HotkeyPair;
 use convoke::round::Schedule;
 use convoke::sparseloco::Layout;
@@ -19,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use crate::chain::{ChainRead, ChainWrite};
+use crate::chain_writer;
 use crate::config::NodeConfig;
 use crate::data::Dataset;
 use crate::events::{self, Event, Events};
@@ -27,6 +29,7 @@ use crate::gpu_worker;
 use crate::identity::Identity;
 use crate::journal::{self, Journal};
 use crate::leaf::Leaf;
+use crate::membership;
 use crate::metrics::{Metrics, NodeFacts, Vocabulary};
 use crate::peer_sync::slot::TransportSlot;
 use crate::peer_sync::transport::TransportConfig;
@@ -53,8 +56,8 @@ pub struct Parts {
     pub store: Store,
     /// The hotkey.
     pub keypair: HotkeyPair,
-    /// The secret of the endpoint, with which it proves its hotkey.
-    pub endpoint_secret: [u8; 32],
+    /// Under which this start of the node is known on chain.
+    pub identity: chain::Identity,
     /// The chain, to read.
     pub chain: Arc<dyn ChainRead>,
     /// The chain, to write; ChainWriter's alone.
@@ -161,7 +164,7 @@ impl Prepared {
     /// One readable sentence for whatever does not fit together.
     pub async fn start(self, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Node> {
         let resumed_at = self.resumed_at;
-        let parts = Arc::new(assemble(self, surroundings, plan)?);
+        let parts = Arc::new(assemble(self, surroundings, plan).await?);
         parts.journal.events.record(
             resumed_at,
             Event::NodeStarted {
@@ -172,9 +175,6 @@ impl Prepared {
                 resumed_at,
             },
         );
-        // The first to bind the endpoint, so that a port in use is an error of the start and not of an actor.
-        let transport = parts.transport.acquire().await.context("the peer-to-peer endpoint cannot be opened")?;
-        parts.addresses.insert(transport.id(), transport.address());
         let (exit_tx, exit) = watch::channel(None);
         let args = supervisor::Args { parts: Arc::clone(&parts), exit: exit_tx };
         let (supervisor, tree) =
@@ -262,14 +262,24 @@ fn check_chain(resumed_at: Option<Round>, head: Block, schedule: &Schedule, data
     )
 }
 
-fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Parts> {
-    let Prepared { config, identity, dataset, run_id, layout, schedule, store, resumed_at } = prepared;
+async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Parts> {
+    let Prepared { config, identity: secrets, dataset, run_id, layout, schedule, store, resumed_at } = prepared;
+    let Surroundings { chain, chain_write, addresses } = surroundings;
     let data_dir = &config.node.data_dir;
-    let head = surroundings.chain.heads().borrow().best.number;
-    check_chain(resumed_at, head, &schedule, data_dir)?;
-    let journal = open_journal(&config, &identity, run_id, surroundings.chain.block_time())?;
-    let mut transport = TransportConfig::new(data_dir.join("blobs"), iroh::SecretKey::from_bytes(&identity.endpoint));
+    store.keep_to_chain(chain.genesis())?;
+    check_chain(resumed_at, chain.heads().borrow().best.number, &schedule, data_dir)?;
+    let mut transport =
+        TransportConfig::new(data_dir.join("blobs"), iroh::SecretKey::from_bytes(&secrets.endpoint));
     transport.bind = config.node.bind;
+    let transport = TransportSlot::new(transport);
+    let identity = match claim_identity(&config, &secrets, &*chain, &transport, &addresses).await {
+        Ok(identity) => identity,
+        Err(error) => {
+            transport.close().await;
+            return Err(error);
+        }
+    };
+    let journal = open_journal(&config, &secrets, run_id, chain.block_time())?;
     let faults = Faults::new(plan.faults, journal.clone());
     Ok(Parts {
         run_id,
@@ -277,18 +287,33 @@ fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) -> anyho
         schedule,
         dataset,
         store,
-        keypair: identity.keypair(),
-        endpoint_secret: identity.endpoint,
-        chain: surroundings.chain,
-        chain_write: surroundings.chain_write,
-        transport: TransportSlot::new(transport),
-        addresses: surroundings.addresses,
+        keypair: secrets.keypair(),
+        identity,
+        chain,
+        chain_write,
+        transport,
+        addresses,
         journal,
         faults,
         rounds: plan.rounds,
         closing_words: Mutex::new(None),
         config,
     })
+}
+
+/// Opens the endpoint, so that a port in use is an error of the start and not of an actor, and takes the hotkey for it.
+async fn claim_identity(
+    config: &NodeConfig,
+    secrets: &Identity,
+    chain: &dyn ChainRead,
+    slot: &TransportSlot,
+    addresses: &AddressBook,
+) -> anyhow::Result<chain::Identity> {
+    let transport = slot.acquire().await.context("the peer-to-peer endpoint cannot be opened")?;
+    addresses.insert(transport.id(), transport.address());
+    let address = membership::address_to_announce(config, transport.address());
+    let last = chain_writer::last_identity(&config.node.data_dir, chain.genesis());
+    membership::claim(chain, &secrets.endpoint, &secrets.keypair().hotkey(), address, last).await
 }
 
 fn open_journal(

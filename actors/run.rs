@@ -1,28 +1,23 @@
 //! `convoke run`: one node on this machine, from its arguments to its exit code.
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use convoke::terms::{EndpointId, Stake};
+use convoke::terms::EndpointId;
 use dashmap::DashMap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use crate::chain::host::development_genesis;
-use crate::chain::{Host, HostConfig, Pace};
 use crate::cli::RunArgs;
 use crate::config::NodeConfig;
 use crate::http::{self, HttpServer};
-use crate::identity::Identity;
+use crate::identity::{DataDirLock, Identity};
+use crate::membership::Membership;
 use crate::node::{AddressBook, Node, Plan, Prepared, Surroundings};
 use crate::terminal::{Terminal, closing_table};
-
-/// Stake of the first node of a development chain, in rao: enough for a permit, and for its word to be the majority.
-const DEVELOPMENT_STAKE: Stake = Stake(1_000_000_000_000);
 
 /// From the wish to stop to the end of the process at most; a supervisor that asked for the stop waits ten seconds.
 const STOP_MAX: Duration = Duration::from_secs(9);
@@ -80,29 +75,31 @@ impl Signals {
 /// What runs in this process.
 struct Running {
     node: Node,
-    host: Host,
+    membership: Membership,
     server: HttpServer,
+    _lock: DataDirLock,
 }
 
 /// Everything that can be refused is asked for before the chain is touched: the pages' address, the device, the data.
 async fn set_up(args: &RunArgs, config: NodeConfig) -> anyhow::Result<Running> {
-    let data_dir = config.node.data_dir.clone();
-    let identity = Identity::open(&data_dir)?;
+    let data_dir = &config.node.data_dir;
+    let lock = DataDirLock::take(data_dir)?;
+    let hotkey_file = Some(&*config.node.hotkey).filter(|path| !path.as_os_str().is_empty());
+    let identity = Identity::open(data_dir, hotkey_file)?;
     let addresses = address_book(&config.node.peers)?;
-    check_url(&config)?;
     let pages = http::bind(config.node.http).await?;
     let prepared = Prepared::new(config.clone(), identity.clone()).await?;
-    let host = embedded_chain(&config, &identity, &data_dir).await?;
-    let chain_write = host.connect(identity.keypair());
-    let surroundings = Surroundings { chain: host.reader(), chain_write, addresses };
+    let membership = Membership::join(&config, identity.keypair().hotkey()).await?;
+    let chain_write = membership.client.writer(identity.keypair());
+    let surroundings = Surroundings { chain: membership.client.reader(), chain_write, addresses };
     let plan = Plan { rounds: args.rounds, faults: args.fault.clone() };
     match prepared.start(surroundings, plan).await {
         Ok(node) => {
             let server = pages.serve(node.parts.journal.status.clone(), Arc::clone(&node.parts.journal.metrics));
-            Ok(Running { node, host, server })
+            Ok(Running { node, membership, server, _lock: lock })
         }
         Err(error) => {
-            host.stop().await;
+            membership.leave().await;
             Err(error)
         }
     }
@@ -111,7 +108,7 @@ async fn set_up(args: &RunArgs, config: NodeConfig) -> anyhow::Result<Running> {
 impl Running {
     /// Lets the node run until its rounds are done or a signal comes, and ends all of it within [`STOP_MAX`].
     async fn until_stopped(self, signals: &mut Signals, terminal: &Terminal) -> anyhow::Result<u8> {
-        let Self { node, host, server } = self;
+        let Self { node, membership, server, _lock } = self;
         let parts = Arc::clone(&node.parts);
         let hotkey = parts.keypair.hotkey();
         let status = format!("http://{}/status", server.addr());
@@ -136,7 +133,7 @@ impl Running {
             bar_stop.send_replace(true);
             drop(bar.await);
             server.stop().await;
-            host.stop().await;
+            membership.leave().await;
             code
         };
         let code = tokio::select! {
@@ -150,32 +147,6 @@ impl Running {
         print_closing(&parts);
         Ok(code)
     }
-}
-
-fn check_url(config: &NodeConfig) -> anyhow::Result<()> {
-    if config.chain.url != "embedded" {
-        bail!(
-            "the chain `{}` cannot be joined by this version: leave out --chain to use the embedded one",
-            config.chain.url
-        );
-    }
-    Ok(())
-}
-
-/// The development chain in this process, kept beside the node's state so that both go on together.
-async fn embedded_chain(config: &NodeConfig, identity: &Identity, data_dir: &Path) -> anyhow::Result<Host> {
-    let timing = &config.run.timing;
-    let genesis = development_genesis(config.run.netuid, config.run.seed);
-    let host_config = HostConfig {
-        block_time: Duration::from_millis(config.chain.block_ms),
-        finality_depth: timing.finality_depth,
-        pace: Pace::Real,
-        file: Some(data_dir.join("chain.redb")),
-    };
-    let host = Host::start(&genesis, host_config).context("the embedded chain cannot be started")?;
-    let hotkey = identity.keypair().hotkey();
-    host.dev_register(hotkey, DEVELOPMENT_STAKE).await.context("the hotkey cannot be registered")?;
-    Ok(host)
 }
 
 /// The peers of the configuration, each `endpoint-id@address:port`.

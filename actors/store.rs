@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! state/
-//!   run                       the run this state belongs to
+//!   run, chain                the run this state belongs to, and the chain it is held on
 //!   round-000000000012/       θ₁₂ and everything that goes with it
 //!     compressor              one section an actor: 8 bytes magic · BLAKE3 of the content · content
 //!     gpu-worker
@@ -17,7 +17,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use convoke::terms::{Round, RunId};
+use convoke::terms::{BlockHash, Round, RunId};
 
 use crate::pages::Pages;
 
@@ -49,6 +49,19 @@ pub enum StoreError {
         found: String,
         /// The run that was asked for.
         expected: RunId,
+    },
+    /// The directory belongs to another chain.
+    #[error(
+        "{path} holds state of a run on the chain {found}, this is the chain {expected}: choose another --data-dir, or the \
+         --chain that it belongs to"
+    )]
+    OtherChain {
+        /// The directory.
+        path: PathBuf,
+        /// The chain it belongs to.
+        found: String,
+        /// The chain that is followed.
+        expected: BlockHash,
     },
     /// A section that is torn or altered.
     #[error("{path} is damaged")]
@@ -88,6 +101,25 @@ impl Store {
             Err(source) => return Err(StoreError::Io { path: run_file, source }),
         }
         Ok(store)
+    }
+
+    /// From now on this state belongs to the chain with this genesis, and to no other.
+    ///
+    /// # Errors
+    /// [`StoreError::OtherChain`] if it belongs to another already.
+    pub fn keep_to_chain(&self, genesis: BlockHash) -> Result<(), StoreError> {
+        let path = self.dir.join("chain");
+        match fs::read_to_string(&path) {
+            Ok(found) if found.trim() == genesis.to_string() => Ok(()),
+            Ok(found) => {
+                let found = found.trim().chars().take(8).collect();
+                Err(StoreError::OtherChain { path: self.dir.clone(), found, expected: genesis })
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                write_atomically(&path, &[genesis.to_string().as_bytes()])
+            }
+            Err(source) => Err(StoreError::Io { path, source }),
+        }
     }
 
     /// Writes one actor's section of a round.
@@ -331,6 +363,16 @@ mod tests {
         let (dir, _store) = store();
         let refused = Store::open(dir.path(), RunId([2; 32]));
         assert!(matches!(refused, Err(StoreError::OtherRun { .. })));
+    }
+
+    #[test]
+    fn state_keeps_to_the_chain_it_was_made_on() {
+        let (_dir, store) = store();
+        let (own, other) = (BlockHash([1; 32]), BlockHash([2; 32]));
+        store.keep_to_chain(own).unwrap();
+        store.keep_to_chain(own).unwrap();
+        assert!(matches!(store.keep_to_chain(other), Err(StoreError::OtherChain { .. })));
+        store.keep_to_chain(own).unwrap();
     }
 
     #[test]

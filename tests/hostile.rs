@@ -83,7 +83,7 @@ impl Hostile {
         };
         change(&mut seal);
         let place = Place { genesis: world.host.reader().genesis(), netuid: 3 };
-        let proof = Proof::prove(&self.identity.endpoint, &place, &keypair.hotkey(), 0);
+        let proof = Proof::prove(&self.identity.endpoint, &place, &keypair.hotkey(), 1, None);
         let commitment = Commitment { identity: Some(proof), seal: Some(seal), manifest: None };
         let outcome = world.host.connect(keypair).commit(commitment.to_fields()).await.unwrap();
         assert!(matches!(outcome, Outcome::Included { .. }), "{outcome:?}");

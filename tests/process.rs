@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use convoke::round::Schedule;
 use convoke::terms::{BlockHash, Round};
 use convoke_node::chain::host::development_genesis;
-use convoke_node::chain::{Host, HostConfig, Pace};
+use convoke_node::chain::{ChainServer, Client, ClientConfig, Pace, ServerConfig};
 use convoke_node::cli::RunArgs;
 use convoke_node::events::{self, Event, Line};
 use convoke_node::identity::Identity;
@@ -87,16 +87,21 @@ fn phase_entered(events: &[Line], from: Round, wanted: &str) -> bool {
 async fn seeds(place: &Place, n_rounds: u64) -> Vec<BlockHash> {
     let config = config(place);
     let schedule = Schedule::new(&config.run.timing);
-    let file = place.data_dir().join("chain.redb");
-    let host_config =
-        HostConfig { block_time: harness::BLOCK_TIME, finality_depth: 2, pace: Pace::OnDemand, file: Some(file) };
-    let host = Host::start(&development_genesis(config.run.netuid, config.run.seed), host_config).unwrap();
+    let genesis = development_genesis(config.run.netuid, config.run.seed);
+    let server_config = ServerConfig {
+        pace: Pace::OnDemand,
+        file: Some(place.data_dir().join("chain.redb")),
+        ..ServerConfig::new("127.0.0.1:0".parse().unwrap(), harness::BLOCK_TIME)
+    };
+    let server = ChainServer::start(&genesis, server_config).unwrap();
+    let (endpoints, netuid) = (vec![server.url()], config.run.netuid);
+    let chain = Client::connect(ClientConfig { endpoints, netuid, block_time: None }).await.unwrap().reader();
     let mut seeds = Vec::new();
     for round in 0..n_rounds {
-        let Some(hash) = host.reader().block_hash(schedule.seed_block(Round(round))).await.unwrap() else { break };
+        let Some(hash) = chain.block_hash(schedule.seed_block(Round(round))).await.unwrap() else { break };
         seeds.push(hash);
     }
-    host.stop().await;
+    server.stop().await;
     seeds
 }
 
@@ -140,7 +145,7 @@ fn a_run_stopped_in_every_phase_equals_an_uninterrupted_one() {
     let digests = digests(&history);
     let n_rounds = digests.keys().next_back().unwrap().0 + 1;
     let seeds = runtime.block_on(seeds(&place, n_rounds));
-    let identity = Identity::open(&place.data_dir()).unwrap();
+    let identity = Identity::open(&place.data_dir(), None).unwrap();
     let sealed = sealed_steps(&history);
     let applied = harness::contributors(&history);
     let mut plain = harness::reference_of(&config(&place), vec![identity.keypair()]);

@@ -21,12 +21,13 @@
 
 mod outbox;
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use convoke::chain::commitment::{Commitment, Identity, Place, Seal};
+use convoke::chain::commitment::{Commitment, Identity, Seal};
 use convoke::gauntlet::weights::to_u16;
-use convoke::terms::{Block, Hotkey, ManifestHash, Round, Uid, Weight};
+use convoke::terms::{Block, BlockHash, Hotkey, ManifestHash, Round, Uid, Weight};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tokio::time::timeout;
 use tracing::warn;
@@ -124,20 +125,28 @@ enum Fate {
     Void,
 }
 
+/// The identity that a node of this data directory put on this chain last.
+#[must_use]
+pub fn last_identity(data_dir: &Path, genesis: BlockHash) -> Option<Identity> {
+    Outbox::load(outbox_of(data_dir), genesis).commitment().identity
+}
+
+fn outbox_of(data_dir: &Path) -> PathBuf {
+    data_dir.join("outbox")
+}
+
 impl Actor for ChainWriter {
     type Msg = Msg;
     type State = State;
     type Arguments = Arc<Parts>;
 
     async fn pre_start(&self, _: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
-        let place = Place { genesis: parts.chain.genesis(), netuid: parts.chain.netuid() };
-        let mut outbox = Outbox::load(parts.config.node.data_dir.join("outbox"), place.genesis);
+        let mut outbox = Outbox::load(outbox_of(&parts.config.node.data_dir), parts.chain.genesis());
         let head = parts.chain.heads().borrow().best.number;
         // What was due before a crash may have been sent: the block that could have it is waited for.
         let after = |was_due: bool| BackOff { not_before: Block(head.0 + u64::from(was_due)), tries: 0 };
         let (commitments, weights) = (after(!outbox.due().is_empty()), after(outbox.weights_due().is_some()));
-        let hotkey = parts.keypair.hotkey();
-        outbox.put_identity(Identity::prove(&parts.endpoint_secret, &place, &hotkey, outbox.identity_seq()))?;
+        outbox.put_identity(parts.identity)?;
         Ok(State { parts, outbox, waiting: Vec::new(), in_flight: None, head, commitments, weights })
     }
 

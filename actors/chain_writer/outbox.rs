@@ -46,7 +46,6 @@ struct Content {
     /// The chain that all this is for: on another one none of it is due, and none of it is done.
     genesis: BlockHash,
     fields: Vec<Vec<u8>>,
-    identity_seq: u32,
     identity_done: Option<Block>,
     seal_done: Option<Block>,
     vote_done: Option<Block>,
@@ -89,11 +88,6 @@ impl Outbox {
         self.content.fields = self.commitment.to_fields();
         let bytes = postcard::to_allocvec(&self.content).expect("plain numbers encode");
         write_file(&self.path, &bytes)
-    }
-
-    /// The number of the next identity: it grows when the endpoint changes.
-    pub fn identity_seq(&self) -> u32 {
-        self.content.identity_seq
     }
 
     pub fn put_identity(&mut self, identity: Identity) -> Result<(), StoreError> {

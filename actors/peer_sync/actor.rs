@@ -81,7 +81,7 @@ pub enum Msg {
         port: RpcReplyPort<Deliveries>,
     },
     /// These, and nobody else, may connect.
-    Admit(Vec<EndpointId>),
+    Admit(Vec<Peer>),
     /// The chain has a new head.
     Head(Block),
 }
@@ -109,7 +109,7 @@ impl Actor for PeerSync {
             }
             Msg::Admit(members) => {
                 state.parts.faults.point(Leaf::PeerSync, "admit", state.newest).await;
-                state.admit(&members).await?;
+                state.admit(members).await?;
             }
             Msg::Head(block) => {
                 state.transport.set_head(block);
@@ -176,11 +176,11 @@ impl State {
         });
     }
 
-    /// Admits the members, with the addresses that are known of them.
-    async fn admit(&self, members: &[EndpointId]) -> Result<(), ActorProcessingErr> {
-        let peers = members.iter().map(|id| Peer {
-            id: *id,
-            addresses: self.parts.addresses.get(id).map(|address| vec![*address]).unwrap_or_default(),
+    /// Admits the members, with the addresses that the configuration gives beside those on chain.
+    async fn admit(&self, members: Vec<Peer>) -> Result<(), ActorProcessingErr> {
+        let peers = members.into_iter().map(|mut peer| {
+            peer.addresses.extend(self.parts.addresses.get(&peer.id).map(|address| *address));
+            peer
         });
         self.transport.admit(&peers.collect::<Vec<_>>()).await?;
         Ok(())

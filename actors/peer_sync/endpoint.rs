@@ -8,11 +8,12 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use convoke::terms::EndpointId;
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{
     BindError, IdleTimeout, InvalidSocketAddr, NetReportConfig, PortmapperConfig, QuicTransportConfig, VarInt, presets,
 };
-use iroh::{Endpoint, RelayMode, SecretKey};
+use iroh::{Endpoint, EndpointAddr, PublicKey, RelayMode, SecretKey};
 use noq_proto::congestion::Bbr3Config;
 
 use super::admission::Doorman;
@@ -98,6 +99,23 @@ pub(super) async fn bind(
         .bind()
         .await
         .map_err(|source| EndpointError::of(address, source))
+}
+
+/// Whether somebody who holds this endpoint's key answers there: the handshake shows it, whatever he then thinks of us.
+pub async fn answers(id: &EndpointId, address: SocketAddr, within: Duration) -> bool {
+    let Ok(id) = PublicKey::from_bytes(&id.0) else { return false };
+    let asked = async {
+        let builder = Endpoint::builder(presets::Minimal)
+            .secret_key(SecretKey::generate())
+            .relay_mode(RelayMode::Disabled)
+            .portmapper_config(PortmapperConfig::Disabled)
+            .net_report_config(NetReportConfig::minimal());
+        let Ok(endpoint) = builder.bind().await else { return false };
+        let connected = endpoint.connect(EndpointAddr::new(id).with_ip_addr(address), iroh_blobs::ALPN).await;
+        endpoint.close().await;
+        connected.is_ok()
+    };
+    tokio::time::timeout(within, asked).await.unwrap_or(false)
 }
 
 fn transport_config() -> QuicTransportConfig {

@@ -13,6 +13,7 @@ use super::{Desk, Trouble};
 use crate::chain::Metagraph;
 use crate::gauntlet::Claim;
 use crate::peer_sync;
+use crate::peer_sync::admission::Peer;
 
 /// Blocks that finality may lag behind its usual depth before operators are told.
 const FINALITY_LAG_BLOCKS: u64 = 10;
@@ -34,14 +35,22 @@ impl Desk {
         for (hotkey, reason) in members.refused() {
             debug!(%hotkey, %reason, "a commitment is refused");
         }
-        let own = metagraph.by_hotkey(&self.parts.keypair.hotkey());
-        self.parts.journal.status.slot(own.map(|neuron| neuron.uid));
+        let me = self.parts.keypair.hotkey();
+        self.parts.journal.status.slot(metagraph.by_hotkey(&me).map(|neuron| neuron.uid));
+        // Of two processes with one hotkey the one that started first has to go, wherever the other is.
+        let on_chain = members.members().get(&me).and_then(|member| member.commitment.identity);
+        if let Some(other) = on_chain.filter(|other| self.parts.identity.yields_to(other)) {
+            return Err(Trouble::Superseded { by: other.address });
+        }
         Ok(Registry { metagraph, members })
     }
 
     /// From now on those in the registry, and nobody else, may connect.
     pub fn admit(&self, registry: &Registry) {
-        let members = registry.metagraph.neurons.iter().filter_map(|neuron| registry.endpoint(&neuron.hotkey));
+        let members = registry.metagraph.neurons.iter().filter_map(|neuron| {
+            let id = registry.endpoint(&neuron.hotkey)?;
+            Some(Peer { id, addresses: registry.members.address(&neuron.hotkey).into_iter().collect() })
+        });
         drop(self.leaves.peer_sync.cast(peer_sync::Msg::Admit(members.collect())));
     }
 

@@ -18,6 +18,7 @@ mod contribution;
 mod deadline;
 mod scoring;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,9 @@ use board::{Board, Update};
 const CLOSING_PROMPT: &str = "KING. ";
 const CLOSING_TOKENS: usize = 80;
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The exit code of a node that has to end for a reason that a restart would not remove.
+const EXIT_ERROR: u8 = 1;
 
 /// The actor.
 #[derive(Debug)]
@@ -130,6 +134,12 @@ pub enum Trouble {
     /// The chain or the peers do not answer: tried again with the next block.
     #[error("{0}")]
     Outside(String),
+    /// A process that started later has this hotkey: the node ends.
+    #[error("another process has taken this hotkey{}", .by.map(|at| format!(" and listens at {at}")).unwrap_or_default())]
+    Superseded {
+        /// Where it listens.
+        by: Option<SocketAddr>,
+    },
     /// θ is not what the run has agreed on.
     #[error("off the agreed digest: the manifest is for {agreed}, this node holds {own}")]
     OffDigest {
@@ -319,6 +329,11 @@ impl State {
         match trouble {
             Trouble::Leaf(AskError::Hung(hung)) => self.desk.report_hung(*hung),
             Trouble::OffDigest { agreed, own } => self.resync(round, *own, *agreed),
+            Trouble::Superseded { .. } => {
+                self.desk.parts.journal.superseded(&trouble.to_string());
+                drop(self.desk.supervisor.cast(supervisor::Msg::Stop(EXIT_ERROR)));
+                return;
+            }
             // An answer that belongs to a round or a phase that is over says nothing about where the node is now.
             Trouble::Displaced(_) if round == self.machine.round() && which == Beside::Phase(self.machine.phase()) => {
                 self.find_place();

@@ -120,6 +120,14 @@ pub enum WalletError {
     },
 }
 
+/// Opens a hotkey by the path of its file. `password` is asked only if the file is encrypted.
+///
+/// # Errors
+/// What is wrong with the file.
+pub fn hotkey_file(path: &Path, password: impl FnOnce() -> io::Result<String>) -> Result<Key, WalletError> {
+    open(path, CostOf::Official, password)
+}
+
 impl Wallet {
     /// The wallet of this name among the wallets in a folder; it need not be there.
     ///
@@ -134,7 +142,7 @@ impl Wallet {
     /// # Errors
     /// What is wrong with the file.
     pub fn hotkey(&self, name: &str, password: impl FnOnce() -> io::Result<String>) -> Result<Key, WalletError> {
-        self.open(&self.hotkey_path(name)?, password)
+        open(&self.hotkey_path(name)?, self.cost, password)
     }
 
     /// Opens the coldkey. `password` is asked only if the file is encrypted.
@@ -142,7 +150,7 @@ impl Wallet {
     /// # Errors
     /// What is wrong with the file.
     pub fn coldkey(&self, password: impl FnOnce() -> io::Result<String>) -> Result<Key, WalletError> {
-        self.open(&self.dir.join("coldkey"), password)
+        open(&self.dir.join("coldkey"), self.cost, password)
     }
 
     /// The coldkey's account, which anybody may know.
@@ -188,25 +196,25 @@ impl Wallet {
     fn hotkey_path(&self, name: &str) -> Result<PathBuf, WalletError> {
         Ok(self.dir.join("hotkeys").join(checked(name)?))
     }
+}
 
-    fn open(&self, path: &Path, password: impl FnOnce() -> io::Result<String>) -> Result<Key, WalletError> {
-        let path_owned = || path.to_owned();
-        let bytes = read(path)?;
-        if let Some((_, kind)) = LEGACY.iter().find(|(mark, _)| bytes.starts_with(mark)) {
-            return Err(WalletError::Legacy { path: path_owned(), kind });
-        }
-        let plain = if bytes.starts_with(sealed::MARK) {
-            let password = password().map_err(|source| WalletError::NoPassword { path: path_owned(), source })?;
-            sealed::unseal(&bytes, &password, self.cost.cost()).map_err(|error| match error {
-                SealError::CutOff | SealError::Password => WalletError::Password { path: path_owned() },
-                SealError::Memory => WalletError::Memory { path: path_owned() },
-            })?
-        } else {
-            bytes
-        };
-        let key = Key::read(&text(path, plain)?);
-        key.map_err(|source| WalletError::KeyFile { path: path_owned(), source })
+fn open(path: &Path, cost: CostOf, password: impl FnOnce() -> io::Result<String>) -> Result<Key, WalletError> {
+    let path_owned = || path.to_owned();
+    let bytes = read(path)?;
+    if let Some((_, kind)) = LEGACY.iter().find(|(mark, _)| bytes.starts_with(mark)) {
+        return Err(WalletError::Legacy { path: path_owned(), kind });
     }
+    let plain = if bytes.starts_with(sealed::MARK) {
+        let password = password().map_err(|source| WalletError::NoPassword { path: path_owned(), source })?;
+        sealed::unseal(&bytes, &password, cost.cost()).map_err(|error| match error {
+            SealError::CutOff | SealError::Password => WalletError::Password { path: path_owned() },
+            SealError::Memory => WalletError::Memory { path: path_owned() },
+        })?
+    } else {
+        bytes
+    };
+    let key = Key::read(&text(path, plain)?);
+    key.map_err(|source| WalletError::KeyFile { path: path_owned(), source })
 }
 
 impl CostOf {

@@ -47,6 +47,7 @@ pub const SMALL: &[&str] = &[
     "run.gauntlet.rounds_per_weights=1",
     "run.data.heldout_sequences=4",
     "chain.block_ms=100",
+    "chain.listen=127.0.0.1:0",
     "node.workers=1",
     "node.bind=127.0.0.1:0",
     "node.http=127.0.0.1:0",
