@@ -40,6 +40,8 @@ pub mod gauntlet;
 
 pub mod manifest;
 
+pub mod catch_up;
+
 pub mod chain;
 
 pub mod model;

@@ -156,6 +156,8 @@ pub struct TimingSpec {
     pub manifest_window: u64,
     /// Blocks a standby validator waits for those before it.
     pub standby_blocks: u64,
+    /// Validators keep θ of every so many rounds for those who join or come back.
+    pub checkpoint_rounds: u64,
 }
 
 /// Scores, ratings, weights (arXiv:2505.21684 and the reference run's code).
@@ -325,12 +327,18 @@ impl RunSpec {
         within("timing.gather_window", timing.gather_window, 1, 1 << 20)?;
         within("timing.manifest_window", timing.manifest_window, 1, 1 << 20)?;
         within("timing.standby_blocks", timing.standby_blocks, 1, 1 << 16)?;
+        within("timing.checkpoint_rounds", timing.checkpoint_rounds, 1, 1 << 20)?;
         holds(timing.gather_window <= timing.manifest_window, "timing.gather_window", timing.gather_window, || {
             format!("it must be at most timing.manifest_window = {}", timing.manifest_window)
         })?;
-        let taken = timing.manifest_window + timing.head_confirmations + timing.seal_window;
+        // A round is decided when the last votes are final.
+        let lag = timing.head_confirmations.max(timing.finality_depth);
+        let taken = timing.manifest_window + lag + timing.seal_window;
         holds(taken < timing.blocks_per_round, "timing.blocks_per_round", timing.blocks_per_round, || {
-            format!("manifest_window + head_confirmations + seal_window = {taken} must leave blocks for inner steps")
+            format!(
+                "manifest_window + seal_window + the greater of head_confirmations and finality_depth = {taken} must \
+                 leave blocks for inner steps"
+            )
         })
     }
 

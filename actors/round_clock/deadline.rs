@@ -52,6 +52,7 @@ mod tests {
             gather_window: 4,
             manifest_window: 6,
             standby_blocks: 1,
+            checkpoint_rounds: 10,
         });
         within(&schedule, phase, Round(0), Block(now), BLOCK_TIME)
     }

@@ -241,6 +241,7 @@ impl State {
             self.desk.start(self.machine.round());
         }
         self.step(RoundEvent::Head(confirmed)).await;
+        self.step(RoundEvent::Final(heads.finalized.number)).await;
     }
 
     async fn step(&mut self, event: RoundEvent) {
@@ -381,9 +382,10 @@ impl State {
             parts.config.node.role,
             parts.config.run.gauntlet.rounds_per_weights,
         );
-        let block = self.machine.block();
+        let (block, finalized) = (self.machine.block(), self.machine.finalized());
         self.machine = fresh;
         self.machine.step(RoundEvent::Head(block));
+        self.machine.step(RoundEvent::Final(finalized));
         self.board = Board::default();
         self.is_starting = true;
         self.desk.start(Round(0));

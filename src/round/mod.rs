@@ -11,6 +11,9 @@
 //!   └───────────────────────────────────────── Saving ◄─────────────────────────────────────┘
 //! ```
 //!
+//! The best head drives the clock, but a round is decided by its votes in a *final* block: were it the best one, a fork at the
+//! round's edge could show half of the nodes another majority than the other half, and θ would split (R-1).
+//!
 //! A failed phase of the own contribution is tried once more and then given up (R-3: a crash costs at most one
 //! contribution); a failed phase that agreement needs is tried again with every block until it succeeds, and until then
 //! the node contributes nothing (R-4).
@@ -76,7 +79,7 @@ pub enum Phase {
     AwaitingReveal,
     /// Payloads are fetched and checked.
     Gathering,
-    /// Validators vote; everybody waits for the deadline.
+    /// Validators vote; everybody waits for the deadline, and until it is final.
     AwaitingManifest,
     /// The manifest is read from the chain and what it names is obtained.
     Deciding,
@@ -138,6 +141,8 @@ impl Phase {
 pub enum Event {
     /// The chain has reached this block.
     Head(Block),
+    /// Up to this block the chain will not change any more.
+    Final(Block),
     /// The node has found its place.
     Started(Started),
     /// A phase of a round has ended well.
@@ -219,6 +224,7 @@ pub struct RoundState {
     round: Round,
     phase: Phase,
     block: Block,
+    finalized: Block,
     /// The phase's effect has failed and waits for the next block to be tried again.
     stalled: bool,
     /// Failures of the own contribution in this round.
@@ -243,6 +249,7 @@ impl RoundState {
             round: Round(0),
             phase: Phase::Starting,
             block: Block(0),
+            finalized: Block(0),
             stalled: false,
             failures: 0,
             stopping: false,
@@ -275,6 +282,12 @@ impl RoundState {
         self.block
     }
 
+    /// The newest final block the machine was told.
+    #[must_use]
+    pub fn finalized(&self) -> Block {
+        self.finalized
+    }
+
     /// Takes one event and answers with what is to be done.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
@@ -282,6 +295,13 @@ impl RoundState {
             Event::Head(block) if block > self.block => {
                 self.block = block;
                 self.on_block()
+            }
+            Event::Final(block) if block > self.finalized => {
+                self.finalized = block;
+                match self.phase {
+                    Phase::AwaitingReveal | Phase::AwaitingManifest => self.act(),
+                    _ => vec![],
+                }
             }
             Event::Started(Started { round, payload_held, saved }) if self.phase == Phase::Starting => {
                 self.payload_held = payload_held;
@@ -302,6 +322,7 @@ impl RoundState {
             }
             // What is late belongs to a round or a phase that is over.
             Event::Head(_)
+            | Event::Final(_)
             | Event::Started(..)
             | Event::Done(..)
             | Event::Failed(..)
@@ -413,10 +434,12 @@ impl RoundState {
             }
             Phase::Ready => self.enter(Phase::AwaitingReveal),
             Phase::AwaitingReveal if block < self.schedule.reveal(round) => vec![],
-            // Everybody else has decided: only what the manifest names is still of use.
-            Phase::AwaitingReveal if block >= self.schedule.manifest_at(round) => self.enter(Phase::Deciding),
+            Phase::AwaitingReveal | Phase::AwaitingManifest if self.finalized >= self.schedule.manifest_at(round) => {
+                self.enter(Phase::Deciding)
+            }
+            // All votes are in: only what the manifest will name is still of use.
+            Phase::AwaitingReveal | Phase::AwaitingManifest if block >= self.schedule.manifest_at(round) => vec![],
             Phase::AwaitingReveal => self.enter(Phase::Gathering),
-            Phase::AwaitingManifest if block >= self.schedule.manifest_at(round) => self.enter(Phase::Deciding),
             Phase::AwaitingManifest if self.role.validates() && !self.voting => {
                 self.voting = true;
                 vec![Effect::Vote(round, block)]

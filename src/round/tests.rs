@@ -13,6 +13,7 @@ pub(super) fn schedule() -> Schedule {
         gather_window: 4,
         manifest_window: 5,
         standby_blocks: 1,
+        checkpoint_rounds: 10,
     })
 }
 
@@ -54,7 +55,9 @@ fn a_round_runs_in_its_order() {
             (Event::Head(Block(81)), &[Effect::Vote(T, Block(81))]),
             (Event::Head(Block(82)), &[]),
             (Event::Evaluated(T), &[Effect::SetWeights(T)]),
-            (Event::Head(Block(85)), &[Effect::Decide(T)]),
+            (Event::Head(Block(85)), &[]),
+            (Event::Final(Block(84)), &[]),
+            (Event::Final(Block(85)), &[Effect::Decide(T)]),
             (Event::Done(T, Done::Decided(MANIFEST)), &[Effect::OuterStep(T)]),
             (Event::Done(T, Done::Stepped), &[Effect::Save(T.next())]),
             (Event::Done(T.next(), Done::Saved), &[Effect::InnerSteps(T.next())]),
@@ -71,7 +74,9 @@ fn without_a_manifest_the_round_is_null() {
             (Event::Head(Block(60)), &[]),
             (Event::Head(Block(80)), &[Effect::Gather(T)]),
             (Event::Done(T, Done::Gathered), &[Effect::Vote(T, Block(80)), Effect::Evaluate(T)]),
-            (Event::Head(Block(85)), &[Effect::Decide(T)]),
+            (Event::Head(Block(85)), &[]),
+            (Event::Final(Block(84)), &[]),
+            (Event::Final(Block(85)), &[Effect::Decide(T)]),
             (Event::Done(T, Done::Decided(None)), &[Effect::NullRound(T)]),
             (Event::Done(T, Done::Stepped), &[Effect::Save(T.next())]),
         ],
@@ -130,7 +135,8 @@ fn what_agreement_needs_is_tried_with_every_block() {
         &mut state,
         &[
             (Event::Head(Block(79)), &[]),
-            (Event::Head(Block(90)), &[Effect::Decide(T)]),
+            (Event::Head(Block(90)), &[]),
+            (Event::Final(Block(88)), &[Effect::Decide(T)]),
             (Event::Failed(T, Phase::Deciding), &[]),
             (Event::Head(Block(91)), &[Effect::Decide(T)]),
             (Event::Failed(T, Phase::Deciding), &[]),
@@ -152,6 +158,7 @@ fn a_node_that_is_rounds_behind_decides_them_one_after_the_other_and_contributes
         &mut state,
         &[
             (Event::Head(Block(108)), &[]),
+            (Event::Final(Block(106)), &[]),
             (found(T, false), &[Effect::Decide(T)]),
             (Event::Done(T, Done::Decided(MANIFEST)), &[Effect::OuterStep(T)]),
             (Event::Done(T, Done::Stepped), &[Effect::Save(Round(4))]),
@@ -206,6 +213,23 @@ fn inner_steps_that_failed_at_their_end_are_not_begun_again() {
 }
 
 #[test]
+fn while_finality_stalls_nothing_is_decided_and_it_catches_up_at_once() {
+    let mut state = started(Role::Miner);
+    check(
+        &mut state,
+        &[
+            (Event::Head(Block(60)), &[Effect::InnerSteps(T)]),
+            (Event::Head(Block(80)), &[Effect::StopInnerSteps(T), Effect::Gather(T)]),
+            (Event::Done(T, Done::Gathered), &[]),
+            (Event::Head(Block(99)), &[]),
+            (Event::Final(Block(84)), &[]),
+            (Event::Head(Block(130)), &[]),
+            (Event::Final(Block(128)), &[Effect::Decide(T)]),
+        ],
+    );
+}
+
+#[test]
 fn late_answers_and_blocks_from_the_past_change_nothing() {
     let mut state = started(Role::Both);
     check(&mut state, &[(Event::Head(Block(60)), &[Effect::InnerSteps(T)])]);
@@ -242,7 +266,8 @@ mod properties {
             for (kind, advance, phase) in events {
                 let round = state.round();
                 let event = match kind {
-                    0..=2 => { block += advance; Event::Head(Block(block)) }
+                    0 | 1 => { block += advance; Event::Head(Block(block)) }
+                    2 => Event::Final(Block(block)),
                     3 => found(Round(0), phase > 5),
                     4 => Event::Done(round, Done::InnerSteps(u32::from(phase))),
                     5 => Event::Done(round, Done::Compressed),
