@@ -145,7 +145,7 @@ pub struct RunArgs {
     /// Change one value of the configuration.
     #[arg(long, value_name = "key=value")]
     pub set: Vec<String>,
-    /// Make an actor fail on purpose: actor:point:round:panic or actor:point:round:hang.
+    /// Make something fail on purpose: actor:point:round:kind, the kind one of panic, hang, kill, flip.
     #[arg(long, value_name = "FAULT", hide = true)]
     pub fault: Vec<Fault>,
 }

@@ -1,17 +1,17 @@
 //! Compressor: owns θ on the host and the error feedback; turns a pseudo-gradient into a payload and applies manifests.
 //!
-//! Hears:   requests of RoundClock: where are you, compress, step, save.
+//! Hears:   requests of RoundClock: where are you, adopt another θ, compress, step, save.
 //! Tells:   nobody; it answers.
 //! State:   θ, e, the payload made since the boundary, threads. A crash reloads the boundary and the payload made since, so
 //!          that nothing is lost that had been sealed: the bytes that travel are kept, as another zstd would make others.
 //! Mailbox: one request of RoundClock.
 //!
-//! Fault points: `position`, `compress`, `outer-step`, `save`.
+//! Fault points: `position`, `adopt`, `compress`, `outer-step` (may flip a bit of θ), `save`.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use convoke::digest::digest;
+use convoke::digest::{digest, digest_with};
 use convoke::manifest::Manifest;
 use convoke::payload::{Header, Payload, transport};
 use convoke::sparseloco::{OuterStep, Simd, Undo, encode_on};
@@ -100,10 +100,32 @@ pub enum Msg {
     Compress(Contribution, RpcReplyPort<Result<Compressed, Refused>>),
     /// End a round: with a manifest's payloads in manifest order, or without.
     Step(Round, Option<Decision>, RpcReplyPort<Result<Stepped, Refused>>),
+    /// Go on with the θ that others have agreed on; without one, with the run's first.
+    Adopt {
+        /// θ, and what it is.
+        adopted: Option<Adopted>,
+        /// The boundaries on disk are off the agreed digest, and of no further use.
+        in_doubt: bool,
+        /// Takes where the actor stands then.
+        port: RpcReplyPort<Result<Position, Refused>>,
+    },
     /// Write the boundary before this round.
     Save(Round, RpcReplyPort<Result<(), Refused>>),
     /// The bench has died.
     Died(String),
+}
+
+/// A θ that others have agreed on.
+#[derive(Debug)]
+pub struct Adopted {
+    /// θ of this round.
+    pub round: Round,
+    /// θ.
+    pub theta: Pages,
+    /// What it has to be.
+    pub digest: Digest,
+    /// The manifest that made it.
+    pub prev: ManifestHash,
 }
 
 /// A manifest whose payloads are all at hand.
@@ -154,6 +176,14 @@ pub enum Refused {
         /// The round asked for.
         asked: Round,
     },
+    /// θ that was brought is another one than was agreed on.
+    #[error("the θ that came has the digest {found}, not {agreed}")]
+    OffDigest {
+        /// What it is.
+        found: Digest,
+        /// What was agreed on.
+        agreed: Digest,
+    },
     /// Δ cannot be compressed.
     #[error("the pseudo-gradient cannot be compressed: {0}")]
     Unfit(String),
@@ -180,6 +210,9 @@ impl Actor for Compressor {
             Msg::Position(port) => state.bench.put(|desk| answer(port, desk.position())),
             Msg::Compress(contribution, port) => state.bench.put(|desk| answer(port, desk.compress(contribution))),
             Msg::Step(round, decision, port) => state.bench.put(move |desk| answer(port, desk.step(round, decision))),
+            Msg::Adopt { adopted, in_doubt, port } => {
+                state.bench.put(move |desk| answer(port, desk.adopt(adopted, in_doubt)));
+            }
             Msg::Save(round, port) => state.bench.put(move |desk| answer(port, desk.save(round))),
             Msg::Died(why) => return Err(why.into()),
         }
@@ -233,10 +266,9 @@ impl Desk {
             read_boundary(&parts, round).unwrap_or_else(|| panic!("the boundary of round {round} cannot be read"))
         });
         let (head, theta, error) = boundary.unwrap_or_else(|| {
-            let theta = Pages::from(&*parts.genesis_theta());
-            let prev = Manifest::first_prev(&parts.run_id);
+            let Adopted { round, theta, digest, prev } = first(&parts);
             let error = Pages::zeroed(theta.len());
-            (BoundaryHead { round: Round(0), digest: digest(&theta), prev }, theta, error)
+            (BoundaryHead { round, digest, prev }, theta, error)
         });
         let BoundaryHead { round, digest, prev } = head;
         let theta = Arc::new(theta);
@@ -276,6 +308,22 @@ impl Desk {
                 Err(_) => false,
             },
         }
+    }
+
+    /// e stays what it is: what this node has not sent is of use from any θ.
+    fn adopt(&mut self, adopted: Option<Adopted>, in_doubt: bool) -> Result<Position, Refused> {
+        let Adopted { round, theta, digest, prev } = adopted.unwrap_or_else(|| first(&self.parts));
+        self.parts.faults.point_on_thread(Leaf::Compressor, "adopt", round);
+        let found = digest_with(&self.threads, &theta);
+        if found != digest {
+            return Err(Refused::OffDigest { found, agreed: digest });
+        }
+        self.take_back();
+        if in_doubt {
+            self.parts.store.forget_all().map_err(|error| Refused::Store(chain(&error)))?;
+        }
+        (self.round, self.theta, self.digest, self.prev, self.last) = (round, Arc::new(theta), digest, prev, None);
+        Ok(self.position())
     }
 
     fn compress(&mut self, contribution: Contribution) -> Result<Compressed, Refused> {
@@ -350,6 +398,10 @@ impl Desk {
             let spec = &self.parts.config.run.sparse;
             let step = OuterStep::new(&self.threads, Simd::best(), &self.parts.layout, spec, &bodies);
             (_, self.digest) = step.run_and_digest(&self.threads, theta);
+            if self.parts.faults.flips(Leaf::Compressor, "outer-step", round) {
+                theta[0] = f32::from_bits(theta[0].to_bits() ^ 1);
+                self.digest = digest(theta);
+            }
             self.prev = decision.manifest;
         }
         self.round = round.next();
@@ -398,6 +450,13 @@ impl Desk {
             pending.undo.restore(&self.parts.layout, pending.parcel.payload.body(), &mut self.error);
         }
     }
+}
+
+/// The run's first θ.
+fn first(parts: &Parts) -> Adopted {
+    let theta = Pages::from(&*parts.genesis_theta());
+    let prev = Manifest::first_prev(&parts.run_id);
+    Adopted { round: Round(0), digest: digest(&theta), prev, theta }
 }
 
 /// θ and e of a boundary, if they are what was written.

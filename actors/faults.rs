@@ -1,4 +1,5 @@
-//! Faults on purpose: panics or hangs a chosen actor at a chosen point of a chosen round, once.
+//! Faults on purpose: makes a chosen actor panic or hang, ends the whole process, or changes one bit of θ, at a chosen point of a
+//! chosen round, once.
 //!
 //! A fault script is how the promise «a crash of any one actor costs its node at most one contribution» is
 //! tested on the real node. In production the script is empty and a point costs one comparison.
@@ -21,6 +22,25 @@ pub enum FaultKind {
     Panic,
     /// The actor, or its thread, never goes on.
     Hang,
+    /// The process ends without a further instruction, as by SIGKILL.
+    Kill,
+    /// One bit of what the point is about is another.
+    Flip,
+}
+
+impl FaultKind {
+    const ALL: [Self; 4] = [Self::Panic, Self::Hang, Self::Kill, Self::Flip];
+
+    /// The name in scripts and events.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Hang => "hang",
+            Self::Kill => "kill",
+            Self::Flip => "flip",
+        }
+    }
 }
 
 /// One fault, spent when it strikes.
@@ -49,14 +69,28 @@ impl Faults {
         Self { script: Mutex::new(script), journal }
     }
 
-    fn due(&self, leaf: Leaf, point: &str, round: Round) -> Option<FaultKind> {
+    fn due(&self, leaf: Leaf, point: &str, round: Round, flips: bool) -> Option<FaultKind> {
         // A poisoned script is one that struck while it was held; what is left of it is still right.
         let mut script = self.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let idx = script.iter().position(|fault| fault.leaf == leaf && fault.point == point && round >= fault.round)?;
+        let is_due = |fault: &Fault| {
+            let is_here = fault.leaf == leaf && fault.point == point && round >= fault.round;
+            is_here && flips == (fault.kind == FaultKind::Flip)
+        };
+        let idx = script.iter().position(is_due)?;
         let fault = script.swap_remove(idx);
         drop(script);
         self.journal.fault(round, &fault);
+        if fault.kind == FaultKind::Kill {
+            // Whoever reads the events learns that it was on purpose.
+            self.journal.events.flush();
+            end_this_process();
+        }
         Some(fault.kind)
+    }
+
+    /// Whether one bit of what this point is about has to change.
+    pub fn flips(&self, leaf: Leaf, point: &str, round: Round) -> bool {
+        self.due(leaf, point, round, true).is_some()
     }
 
     /// A point inside an actor's handler.
@@ -64,10 +98,10 @@ impl Faults {
     /// # Panics
     /// On purpose, when a panic is due here.
     pub async fn point(&self, leaf: Leaf, point: &str, round: Round) {
-        match self.due(leaf, point, round) {
+        match self.due(leaf, point, round, false) {
             Some(FaultKind::Panic) => panic!("fault on purpose: {leaf} at {point}"),
             Some(FaultKind::Hang) => std::future::pending().await,
-            None => {}
+            Some(FaultKind::Kill | FaultKind::Flip) | None => {}
         }
     }
 
@@ -76,19 +110,30 @@ impl Faults {
     /// # Panics
     /// On purpose, when a panic is due here.
     pub fn point_on_thread(&self, leaf: Leaf, point: &str, round: Round) {
-        match self.due(leaf, point, round) {
+        match self.due(leaf, point, round, false) {
             Some(FaultKind::Panic) => panic!("fault on purpose: {leaf} at {point}"),
             Some(FaultKind::Hang) => loop {
                 std::thread::park_timeout(Duration::from_secs(3600));
             },
-            None => {}
+            Some(FaultKind::Kill | FaultKind::Flip) | None => {}
         }
     }
 }
 
+#[cfg(unix)]
+fn end_this_process() {
+    let killed = rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    killed.expect("a process may end itself");
+}
+
+#[cfg(not(unix))]
+fn end_this_process() {
+    std::process::abort();
+}
+
 /// Why a fault's text is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{text}` is not a fault: write actor:point:round:panic or actor:point:round:hang")]
+#[error("`{text}` is not a fault: write actor:point:round:kind, the kind one of panic, hang, kill, flip")]
 pub struct NotAFault {
     text: String,
 }
@@ -104,11 +149,7 @@ impl FromStr for Fault {
             leaf: Leaf::ALL.into_iter().find(|known| known.name() == leaf).ok_or_else(refused)?,
             point: point.to_owned(),
             round: Round(round.parse().map_err(|_| refused())?),
-            kind: match kind {
-                "panic" => FaultKind::Panic,
-                "hang" => FaultKind::Hang,
-                _ => return Err(refused()),
-            },
+            kind: FaultKind::ALL.into_iter().find(|known| known.name() == kind).ok_or_else(refused)?,
         })
     }
 }

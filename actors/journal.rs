@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use convoke::gauntlet::fast_checks::RejectReason;
-use convoke::terms::{Block, BlockHash, Digest, Hotkey, ManifestHash, Round, Uid, Weight};
+use convoke::terms::{Block, BlockHash, Digest, EndpointId, Hotkey, ManifestHash, Round, Uid, Weight};
 
 use crate::compressor::{Compressed, Stepped};
 use crate::events::{Event, Events};
-use crate::faults::{Fault, FaultKind};
+use crate::faults::Fault;
 use crate::gauntlet::{Gathered, Standings};
 use crate::leaf::Leaf;
 use crate::metrics::{Metrics, unix_seconds};
@@ -264,6 +264,25 @@ impl Journal {
         self.metrics.round.resyncs.with(["done"]).increment(1);
     }
 
+    /// θ has come from others.
+    pub fn state_fetched(
+        &self,
+        round: Round,
+        digest: Digest,
+        bytes: u64,
+        from: &[(EndpointId, u64)],
+        corrupt: &[EndpointId],
+        took: Duration,
+    ) {
+        let (from, corrupt, seconds) = (from.to_vec(), corrupt.to_vec(), took.as_secs_f64());
+        self.events.record(round, Event::StateFetched { digest, bytes, from, corrupt, seconds });
+    }
+
+    /// θ of a round is kept for others.
+    pub fn checkpoint_kept(&self, round: Round, digest: Digest) {
+        self.events.record(round, Event::CheckpointKept { digest });
+    }
+
     /// Another process is this node now: this one ends.
     pub fn superseded(&self, reason: &str) {
         tracing::error!(reason, "the node ends: one hotkey is one process's");
@@ -310,10 +329,7 @@ impl Journal {
 
     /// A fault on purpose has struck.
     pub fn fault(&self, round: Round, fault: &Fault) {
-        let kind = match fault.kind {
-            FaultKind::Panic => "panic",
-            FaultKind::Hang => "hang",
-        };
+        let kind = fault.kind.name();
         let (actor, phase) = (fault.leaf.name().to_owned(), fault.point.clone());
         self.events.record(round, Event::FaultInjected { actor, phase, fault: kind.to_owned() });
         self.metrics.supervisor.faults.increment(1);

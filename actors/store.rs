@@ -193,6 +193,18 @@ impl Store {
         Ok(())
     }
 
+    /// Forgets every round: the state is another than all others have.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]: some may still be there.
+    pub fn forget_all(&self) -> Result<(), StoreError> {
+        for round in self.rounds()? {
+            let path = self.round_dir(round);
+            fs::remove_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
+        }
+        Ok(())
+    }
+
     fn rounds(&self) -> Result<Vec<Round>, StoreError> {
         let failed = |source| StoreError::Io { path: self.dir.clone(), source };
         let mut rounds = Vec::new();

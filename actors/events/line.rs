@@ -3,7 +3,7 @@
 //! Every line has the same head (when, who, at which block, about which round) and then the event's own fields, with
 //! the event's name under `"event"`. What an event is about stands in the head's `round` only.
 
-use convoke::terms::{Block, BlockHash, Digest, Hotkey, ManifestHash, PayloadHash, Round, RunId, Uid, Weight};
+use convoke::terms::{EndpointId, Block, BlockHash, Digest, Hotkey, ManifestHash, PayloadHash, Round, RunId, Uid, Weight};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `events.jsonl`.
@@ -188,6 +188,24 @@ pub enum Event {
         digest: Digest,
         /// What it took.
         seconds: f64,
+    },
+    /// θ of this round has come from other nodes.
+    StateFetched {
+        /// Its digest.
+        digest: Digest,
+        /// Bytes that came; what was here from an earlier attempt is not among them.
+        bytes: u64,
+        /// Who sent how many.
+        from: Vec<(EndpointId, u64)>,
+        /// Who sent others than those asked for.
+        corrupt: Vec<EndpointId>,
+        /// What it took.
+        seconds: f64,
+    },
+    /// θ of this round is kept for those who join or come back.
+    CheckpointKept {
+        /// Its digest, under which it is fetched.
+        digest: Digest,
     },
     /// The finalised head is too far behind the best one to go on.
     FinalityLagging {

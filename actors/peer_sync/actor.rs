@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use convoke::terms::{Block, EndpointId, Round};
+use convoke::terms::{Block, Digest, EndpointId, Round};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::warn;
 
@@ -25,6 +25,7 @@ use crate::gauntlet::Deliveries;
 use crate::leaf::{Leaf, answer};
 use crate::metrics::Metrics;
 use crate::node::Parts;
+use crate::pages::Pages;
 
 /// Rounds whose payloads and manifests are kept for those who come back.
 const ROUNDS_KEPT: u64 = 64;
@@ -80,10 +81,49 @@ pub enum Msg {
         /// Takes what came, in the order wanted.
         port: RpcReplyPort<Deliveries>,
     },
+    /// Keep θ of a round for those who join.
+    KeepState {
+        /// The round.
+        round: Round,
+        /// θ.
+        theta: Arc<Pages>,
+        /// Its digest, which is its address.
+        digest: Digest,
+        /// Takes the outcome.
+        port: RpcReplyPort<Result<(), String>>,
+    },
+    /// Get θ of a round from those who keep it.
+    FetchState {
+        /// The round.
+        round: Round,
+        /// The digest that was agreed on.
+        digest: Digest,
+        /// Values of θ.
+        n_values: usize,
+        /// Who may have it.
+        holders: Vec<EndpointId>,
+        /// How long it may take.
+        within: Duration,
+        /// Takes what came.
+        port: RpcReplyPort<Result<StateBrought, String>>,
+    },
     /// These, and nobody else, may connect.
     Admit(Vec<Peer>),
     /// The chain has a new head.
     Head(Block),
+}
+
+/// A θ that came.
+#[derive(Debug)]
+pub struct StateBrought {
+    /// θ.
+    pub theta: Pages,
+    /// Bytes that were fetched for it.
+    pub bytes_fetched: u64,
+    /// Who sent how many.
+    pub from: Vec<(EndpointId, u64)>,
+    /// Who sent others.
+    pub corrupt: Vec<EndpointId>,
 }
 
 impl Actor for PeerSync {
@@ -106,6 +146,27 @@ impl Actor for PeerSync {
             Msg::Gather { round, wanted, within, port } => {
                 state.parts.faults.point(Leaf::PeerSync, "gather", round).await;
                 state.gather(round, wanted, within, port);
+            }
+            Msg::KeepState { round, theta, digest: _, port } => {
+                let label = Label { round, kind: Kind::State, reveal: Reveal::Always };
+                state.publish(label, bytemuck::cast_slice(&theta).into(), port);
+            }
+            Msg::FetchState { round, digest, n_values, holders, within, port } => {
+                let transport = state.transport.clone();
+                tokio::spawn(async move {
+                    let size = SizeRule::Exactly(n_values as u64 * 4);
+                    let label = Label { round, kind: Kind::State, reveal: Reveal::Always };
+                    let hash = iroh_blobs::Hash::from_bytes(digest.0);
+                    let want = Want { hash, size, label, holders };
+                    let fetched = transport.fetch(want, tokio::time::Instant::now() + within).await;
+                    let brought = fetched.outcome.map_err(|error| error.to_string()).map(|bytes| StateBrought {
+                        theta: crate::store::take_pages(&mut &bytes[..], n_values).unwrap_or_else(|| Pages::zeroed(0)),
+                        bytes_fetched: bytes.len() as u64,
+                        from: Vec::new(),
+                        corrupt: Vec::new(),
+                    });
+                    answer(port, brought);
+                });
             }
             Msg::Admit(members) => {
                 state.parts.faults.point(Leaf::PeerSync, "admit", state.newest).await;

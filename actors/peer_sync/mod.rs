@@ -33,7 +33,7 @@ pub mod transport;
 mod tests;
 
 mod actor;
-pub use actor::{Msg, PeerSync, Wanted};
+pub use actor::{Msg, PeerSync, StateBrought, Wanted};
 pub use fetch::SizeRule;
 pub use gate::Reveal;
 pub use store::Kind;

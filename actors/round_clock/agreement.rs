@@ -138,7 +138,7 @@ impl Desk {
     }
 
     /// The manifest of a hash; `None` when what has this hash is no manifest, which is so for everybody.
-    async fn fetch_manifest(
+    pub async fn fetch_manifest(
         &self,
         round: Round,
         hash: ManifestHash,
@@ -169,21 +169,11 @@ impl Desk {
         self.run(round, Beside::Phase(Phase::Deciding), async move {
             let ground = ground.ok_or_else(no_ground)?;
             let within = desk.within(Phase::Deciding, round);
-            let registry = desk.registry(desk.parts.schedule.manifest_at(round)).await?;
+            let decision = desk.decision(round).await?;
+            let (registry, endorsers) = (decision.registry, decision.holders);
             desk.admit(&registry);
-            let voters = registry.voters(round);
-            let total = voters.iter().map(|(_, stake)| stake.0).fold(0, u64::saturating_add);
-            let votes: Vec<_> =
-                voters.iter().filter_map(|(voter, stake)| Some((voter.hotkey, *stake, voter.vote?))).collect();
             let null_round = Update::Decided { round, decided: None };
-            let Some(hash) = convoke::manifest::decide(&votes, convoke::terms::Stake(total)) else {
-                return Ok(null_round);
-            };
-            let endorsers: Vec<EndpointId> = votes
-                .iter()
-                .filter(|(_, _, vote)| *vote == hash)
-                .filter_map(|(hotkey, _, _)| registry.endpoint(hotkey))
-                .collect();
+            let Some(hash) = decision.manifest else { return Ok(null_round) };
             let manifest = desk.fetch_manifest(round, hash, endorsers.clone(), within).await?;
             // What the majority has agreed on but nobody can use is a null round, for everybody alike.
             let Some(manifest) = manifest.filter(|manifest| follows(manifest, round, &ground)) else {
@@ -309,7 +299,7 @@ fn follows(manifest: &Manifest, round: Round, ground: &Ground) -> bool {
 }
 
 /// PeerSync answers at its deadline with what it has; this is for the answer itself.
-const GRACE: Duration = Duration::from_secs(1);
+pub const GRACE: Duration = Duration::from_secs(1);
 
 fn no_ground() -> Trouble {
     Trouble::Outside("the node does not stand on a round yet".to_owned())

@@ -120,6 +120,21 @@ impl Registry {
             .collect()
     }
 
+    /// The validators' endpoints, in order of stake.
+    pub fn validators(&self) -> Vec<EndpointId> {
+        let voters = self.voters(Round(u64::MAX));
+        voters.iter().filter_map(|(voter, _)| self.endpoint(&voter.hotkey)).collect()
+    }
+
+    /// Everybody's endpoint, validators first: who may have what is old.
+    pub fn everybody(&self) -> Vec<EndpointId> {
+        let mut everybody = self.validators();
+        let members = self.metagraph.neurons.iter().filter_map(|neuron| self.endpoint(&neuron.hotkey));
+        let others: Vec<EndpointId> = members.filter(|id| !everybody.contains(id)).collect();
+        everybody.extend(others);
+        everybody
+    }
+
     /// Where a node can be reached, as it has proven.
     pub fn endpoint(&self, hotkey: &Hotkey) -> Option<EndpointId> {
         self.members.endpoint(hotkey)

@@ -25,14 +25,15 @@ impl Desk {
         deadline::within(&self.parts.schedule, phase, round, head, self.parts.chain.block_time())
     }
 
-    /// Finds out where the node stands and puts θ on the device.
-    pub fn start(&self, round: Round) {
+    /// Finds out where the node stands, goes to where the newest θ is nearest, and puts that θ on the device.
+    pub fn start(&self, round: Round, in_doubt: bool) {
         let desk = self.clone();
         self.run(round, Beside::Phase(Phase::Starting), async move {
             let within = desk.within(Phase::Starting, round).max(STARTING);
             let position = ask(Leaf::Compressor, &desk.leaves.compressor, within, compressor::Msg::Position).await?;
-            let heldout_loss = desk.load(position.round, &position.theta, position.pending.is_some(), within).await?;
             desk.admit_now().await?;
+            let position = desk.caught_up(position, in_doubt).await?;
+            let heldout_loss = desk.load(position.round, &position.theta, position.pending.is_some(), within).await?;
             Ok(Update::Started { position, heldout_loss })
         });
     }
@@ -151,4 +152,4 @@ impl Desk {
 }
 
 /// The first load compiles kernels on some devices and opens files on all.
-const STARTING: Duration = Duration::from_secs(60);
+pub const STARTING: Duration = Duration::from_secs(60);

@@ -16,6 +16,7 @@ mod board;
 mod claims;
 mod contribution;
 mod deadline;
+mod history;
 mod scoring;
 
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ use crate::supervisor::{self, Leaves};
 use crate::{chain_writer, compressor, gpu_worker, peer_sync};
 
 use board::{Board, Update};
+use history::Past;
 
 /// What the model goes on from when the run is over.
 const CLOSING_PROMPT: &str = "KING. ";
@@ -43,6 +45,9 @@ const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The exit code of a node that has to end for a reason that a restart would not remove.
 const EXIT_ERROR: u8 = 1;
+
+/// A checkpoint is written beside everything else; a disk that takes longer than this for it is of no use to a joiner.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The actor.
 #[derive(Debug)]
@@ -69,9 +74,18 @@ pub struct State {
     begun: Option<Round>,
     /// The evaluation that runs, to be begun once more if an actor dies over it.
     to_score: Option<ToScore>,
-    /// Since when, and for which round, the node has been finding the agreed θ again.
-    resyncing: Option<(Round, Instant)>,
+    /// The node is finding the agreed θ again.
+    resyncing: Option<Resync>,
     heads: tokio::task::JoinHandle<()>,
+}
+
+/// A search for the agreed θ.
+#[derive(Clone, Copy)]
+struct Resync {
+    round: Round,
+    since: Instant,
+    /// What is on disk is off as well.
+    in_doubt: bool,
 }
 
 /// What an evaluation needs.
@@ -90,6 +104,7 @@ struct Desk {
     leaves: Leaves,
     supervisor: ActorRef<supervisor::Msg>,
     me: ActorRef<Msg>,
+    past: Past,
 }
 
 /// What the actor hears.
@@ -163,8 +178,8 @@ impl Actor for RoundClock {
             parts.config.run.gauntlet.rounds_per_weights,
         );
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
-        let desk = Desk { parts, leaves, supervisor, me };
-        desk.start(Round(0));
+        let desk = Desk { parts, leaves, supervisor, me, past: Past::default() };
+        desk.start(Round(0), false);
         Ok(State {
             desk,
             machine,
@@ -238,7 +253,7 @@ impl State {
         drop(self.desk.leaves.chain_writer.cast(chain_writer::Msg::Head(best)));
         if self.machine.phase() == Phase::Starting && !self.is_starting {
             self.is_starting = true;
-            self.desk.start(self.machine.round());
+            self.desk.start(self.machine.round(), self.is_in_doubt());
         }
         self.step(RoundEvent::Head(confirmed)).await;
         self.step(RoundEvent::Final(heads.finalized.number)).await;
@@ -306,7 +321,8 @@ impl State {
         let journal = &self.desk.parts.journal;
         let event = self.board.take(update, self.machine.round(), journal);
         match event {
-            Some(RoundEvent::Done(_, Done::Saved)) => {
+            Some(RoundEvent::Done(round, Done::Saved)) => {
+                self.keep_checkpoint(round);
                 let completed = journal.status.rounds_completed();
                 if self.desk.parts.rounds.is_some_and(|rounds| completed >= rounds) {
                     info!(rounds = completed, "all rounds are done");
@@ -315,7 +331,7 @@ impl State {
                 }
             }
             Some(RoundEvent::Done(_, Done::Decided(Some(_)))) => {
-                if let Some((round, since)) = self.resyncing.take() {
+                if let Some(Resync { round, since, .. }) = self.resyncing.take() {
                     journal.resynced(round, self.board.digest(), since.elapsed());
                 }
             }
@@ -325,11 +341,25 @@ impl State {
         event
     }
 
+    /// A validator keeps θ of some rounds for those who join; the gist of it is on disk already.
+    fn keep_checkpoint(&self, round: Round) {
+        let config = &self.desk.parts.config;
+        let is_checkpoint = round > Round(0) && round.0.is_multiple_of(config.run.timing.checkpoint_rounds);
+        if let Some(ground) = self.board.ground().filter(|_| is_checkpoint && config.node.role.validates()) {
+            self.desk.keep_checkpoint(round, ground);
+        }
+    }
+
     async fn on_trouble(&mut self, round: Round, which: Beside, trouble: &Trouble) {
         warn!(%round, procedure = which.name(), reason = %trouble, "a procedure failed");
         match trouble {
             Trouble::Leaf(AskError::Hung(hung)) => self.desk.report_hung(*hung),
-            Trouble::OffDigest { agreed, own } => self.resync(round, *own, *agreed),
+            // It may be told of twice, and only the round that the node stands on is in question.
+            Trouble::OffDigest { agreed, own } if round == self.machine.round() => {
+                self.resync(round, *own, *agreed);
+                return;
+            }
+            Trouble::OffDigest { .. } => {}
             Trouble::Superseded { .. } => {
                 self.desk.parts.journal.superseded(&trouble.to_string());
                 drop(self.desk.supervisor.cast(supervisor::Msg::Stop(EXIT_ERROR)));
@@ -357,17 +387,18 @@ impl State {
         }
     }
 
-    /// off the agreed digest the node contributes nothing. What it holds in memory is given up for what it has on disk,
-    /// once a round; if that is not the agreed θ either, the round is tried again with every block.
+    /// off the agreed digest the node contributes nothing. What it holds in memory is given up for what it has on disk;
+    /// if that is not the agreed θ either, for what others keep.
     fn resync(&mut self, round: Round, own: Digest, agreed: Digest) {
         let journal = &self.desk.parts.journal;
-        if self.resyncing.is_some_and(|(since, _)| since == round) {
-            return;
-        }
-        if self.resyncing.replace((round, Instant::now())).is_some() {
-            journal.resync_failed();
-        }
         journal.digest_mismatch(round, own, agreed);
+        match &mut self.resyncing {
+            Some(resync) => {
+                resync.in_doubt = true;
+                journal.resync_failed();
+            }
+            None => self.resyncing = Some(Resync { round, since: Instant::now(), in_doubt: false }),
+        }
         let why = format!("θ of round {round} is off the agreed digest");
         drop(self.desk.leaves.compressor.cast(compressor::Msg::Died(why)));
         self.find_place();
@@ -388,13 +419,31 @@ impl State {
         self.machine.step(RoundEvent::Final(finalized));
         self.board = Board::default();
         self.is_starting = true;
-        self.desk.start(Round(0));
+        self.desk.start(Round(0), self.is_in_doubt());
+    }
+
+    fn is_in_doubt(&self) -> bool {
+        self.resyncing.is_some_and(|resync| resync.in_doubt)
     }
 }
 
 impl Desk {
     fn report_hung(&self, hung: Hung) {
         drop(self.supervisor.cast(supervisor::Msg::Hung(hung)));
+    }
+
+    /// Beside the round: a joiner that comes before it is done is served by another validator, or by the checkpoint before.
+    fn keep_checkpoint(&self, round: Round, ground: board::Ground) {
+        let desk = self.clone();
+        tokio::spawn(async move {
+            let (theta, digest) = (ground.theta, ground.digest);
+            let question = |port| peer_sync::Msg::KeepState { round, theta, digest, port };
+            match ask(Leaf::PeerSync, &desk.leaves.peer_sync, CHECKPOINT_TIMEOUT, question).await {
+                Ok(Ok(())) => desk.parts.journal.checkpoint_kept(round, digest),
+                Ok(Err(error)) => warn!(%round, error, "the checkpoint is not kept"),
+                Err(error) => warn!(%round, %error, "the checkpoint is not kept"),
+            }
+        });
     }
 
     /// Lets the model write a few lines, then ends the node.
