@@ -10,7 +10,7 @@ use convoke::terms::{Block, BlockHash, EndpointId, Hotkey, Round, Stake};
 use tracing::debug;
 
 use super::{Desk, Trouble};
-use crate::chain::Metagraph;
+use crate::chain::{Metagraph, Neuron};
 use crate::gauntlet::Claim;
 use crate::peer_sync;
 use crate::peer_sync::admission::Peer;
@@ -118,6 +118,17 @@ impl Registry {
                 (Voter { hotkey, vote: vote_of(&hotkey) }, stake)
             })
             .collect()
+    }
+
+    /// The newest round that a validator has voted in.
+    pub fn last_voted(&self) -> Option<Round> {
+        let vote_of = |neuron: &Neuron| self.members.members().get(&neuron.hotkey)?.commitment.manifest;
+        self.metagraph.validators().filter_map(vote_of).map(|vote| vote.round).max()
+    }
+
+    /// The block of a member's commitment.
+    pub fn committed_at(&self, hotkey: &Hotkey) -> Option<Block> {
+        Some(self.members.members().get(hotkey)?.committed_at.0)
     }
 
     /// The validators' endpoints, in order of stake.

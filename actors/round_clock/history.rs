@@ -82,6 +82,29 @@ impl Desk {
         Ok(Some((registry, Votes { manifest, endorsers })))
     }
 
+    /// The last decision that commitments of now still prove, after so many null rounds that the chain shows none of their votes any
+    /// more: nobody has voted since, and the votes were made in time, as the blocks of the commitments say.
+    async fn last_votes(&self, history: &mut History) -> Result<(Round, Option<ManifestHash>), Trouble> {
+        let head = self.parts.chain.heads().borrow().finalized.number;
+        let registry = self.registry(head).await?;
+        let until = history.rounds().start;
+        let Some(round) = registry.last_voted().filter(|round| *round < until) else {
+            // Nobody has ever voted: all rounds were null.
+            (0..until.0).for_each(|_| history.push_null());
+            return Ok((Round(0), None));
+        };
+        let deadline = self.parts.schedule.manifest_at(round);
+        let in_time = |hotkey| registry.committed_at(hotkey).is_some_and(|block| block <= deadline);
+        let voters = registry.voters(round);
+        let total = voters.iter().map(|(_, stake)| stake.0).fold(0, u64::saturating_add);
+        let votes = voters.iter().filter(|(voter, _)| in_time(&voter.hotkey));
+        let votes: Vec<_> = votes.filter_map(|(voter, stake)| Some((voter.hotkey, *stake, voter.vote?))).collect();
+        match convoke::manifest::decide(&votes, convoke::terms::Stake(total)) {
+            Some(manifest) => Ok((round, Some(manifest))),
+            None => Err(Trouble::Outside(format!("what round {round} came to is no longer to be seen on chain"))),
+        }
+    }
+
     /// The rounds that are decided for good: all before this one.
     fn decided_until(&self) -> Round {
         let finalized = self.parts.chain.heads().borrow().finalized.number;
@@ -101,8 +124,8 @@ impl Desk {
         while newest.is_none() && round > until {
             round = Round(round.0 - 1);
             let Some((_, votes)) = self.votes(round).await? else {
-                let known = history.rounds().start;
-                return Err(Trouble::Outside(format!("no vote since round {known} is to be seen on chain")));
+                (round, newest) = self.last_votes(&mut history).await?;
+                break;
             };
             match votes.manifest {
                 Some(manifest) => newest = Some(manifest),

@@ -43,6 +43,9 @@ const CLOSING_PROMPT: &str = "KING. ";
 const CLOSING_TOKENS: usize = 80;
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How often within a round the list of those who may connect is read anew.
+const ADMISSIONS_A_ROUND: u64 = 8;
+
 /// The exit code of a node that has to end for a reason that a restart would not remove.
 const EXIT_ERROR: u8 = 1;
 
@@ -135,6 +138,8 @@ pub enum Beside {
     Vote,
     /// An evaluation, or weights.
     Scoring,
+    /// A look at who may connect.
+    Admission,
 }
 
 /// Why a procedure could not end well; the variant is what is done about it.
@@ -237,6 +242,7 @@ impl Beside {
             Self::Phase(phase) => phase.name(),
             Self::Vote => "vote",
             Self::Scoring => "scoring",
+            Self::Admission => "admission",
         }
     }
 }
@@ -255,8 +261,21 @@ impl State {
             self.is_starting = true;
             self.desk.start(self.machine.round(), self.is_in_doubt());
         }
+        self.admit_newcomers(best);
         self.step(RoundEvent::Head(confirmed)).await;
         self.step(RoundEvent::Final(heads.finalized.number)).await;
+    }
+
+    /// Who joins in the middle of a long round is not kept waiting at the door until its end.
+    fn admit_newcomers(&self, best: Block) {
+        let every = self.desk.parts.config.run.timing.blocks_per_round.div_ceil(ADMISSIONS_A_ROUND);
+        if best.0.is_multiple_of(every) {
+            let desk = self.desk.clone();
+            self.desk.run(self.machine.round(), Beside::Admission, async move {
+                desk.admit_now().await?;
+                Ok(Update::Nothing)
+            });
+        }
     }
 
     async fn step(&mut self, event: RoundEvent) {
@@ -375,6 +394,7 @@ impl State {
         match which {
             Beside::Phase(Phase::Starting) => self.is_starting = false,
             Beside::Phase(phase) => self.step(RoundEvent::Failed(round, phase)).await,
+            Beside::Admission => {}
             Beside::Vote => self.step(RoundEvent::VoteEnded(round)).await,
             Beside::Scoring => {
                 let again = self.to_score.as_mut().filter(|it| it.round == round && !it.is_retried);

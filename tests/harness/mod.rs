@@ -4,6 +4,8 @@
 //! Tests assert on what nodes record in `events.jsonl` and on their status board. Time is counted in blocks.
 #![allow(dead_code, reason = "every test takes what it needs")]
 
+pub mod swarm;
+
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
