@@ -93,6 +93,12 @@ impl History {
         })
     }
 
+    /// In how many rounds a payload of this slot was applied.
+    pub fn n_applied(&self, uid: u64) -> usize {
+        let applied = |seen: &&RoundSeen| seen.reports.values().any(|report| report.contributors.contains(&uid));
+        self.rounds.values().filter(applied).count()
+    }
+
     /// The rounds that did not end alike for everybody.
     pub fn disagreements(&self) -> impl Iterator<Item = (u64, &RoundSeen)> {
         self.rounds().filter(|(_, seen)| !seen.agreed())

@@ -112,7 +112,7 @@ fn hold(dir: &Path) -> Result<File> {
 fn greet(plan: &Plan, dir: &Path) -> Result<()> {
     let count = |role| plan.members.iter().filter(|member| member.role == role).count();
     println!(
-        "swarm of {} validators and {} miners for {} rounds of {:.1} s in {}",
+        "swarm: {} validator(s), {} miner(s), {} round(s) of {:.1} s, in {}",
         count(Role::Validator),
         count(Role::Miner),
         plan.rounds,
@@ -154,6 +154,8 @@ struct Swarm {
     reports: Vec<Option<Report>>,
     /// Why a node does not answer, by member.
     silent: Vec<Option<String>>,
+    /// The slot each node said last that it has, which outlives it.
+    uids: Vec<Option<u64>>,
     /// How far all had come when they last came further, and when that was.
     progress: (u64, Instant),
     /// The next round that gets its line.
@@ -172,6 +174,7 @@ impl Swarm {
             started,
             reports: vec![None; n_members],
             silent: vec![None; n_members],
+            uids: vec![None; n_members],
             progress: (0, started),
             line_next: None,
             plan,
@@ -208,6 +211,7 @@ impl Swarm {
             match answer {
                 Ok(report) => {
                     self.history.record(member, &report);
+                    self.uids[member] = report.uid.or(self.uids[member]);
                     self.reports[member] = Some(report);
                     self.silent[member] = None;
                 }
@@ -318,7 +322,7 @@ impl Swarm {
                 member,
                 name: node.name.clone(),
                 state,
-                uid: report.uid,
+                uid: self.uids[member],
                 round: report.round,
                 phase: report.phase,
                 restarts: self.network.restarts(member),

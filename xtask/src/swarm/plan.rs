@@ -16,10 +16,11 @@ const ROUNDS_DEFAULT: u64 = 10;
 /// What a chain takes as `--block-ms`.
 const BLOCK_MS: std::ops::RangeInclusive<u64> = 10..=600_000;
 /// Set by the swarm for each node, with where to say it instead.
-const OWN_KEYS: [(&str, &str); 6] = [
+const OWN_KEYS: [(&str, &str); 7] = [
     ("node.role", "--miners and --validators"),
     ("node.name", "--miners and --validators"),
     ("node.data_dir", "--data-dir"),
+    ("node.hotkey", "nothing: each node has its own"),
     ("node.http", "nothing: each node gets a free port"),
     ("chain.url", "nothing: the swarm serves its own chain"),
     ("chain.block_ms", "--block-ms"),

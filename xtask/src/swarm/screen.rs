@@ -10,13 +10,13 @@ const COLUMNS: usize = 80;
 #[derive(Debug)]
 pub struct Screen {
     is_terminal: bool,
-    /// Lines that the next drawing takes away again.
-    n_drawn: usize,
+    /// What the next drawing takes away again.
+    drawn: String,
 }
 
 impl Screen {
     pub fn new() -> Self {
-        Self { is_terminal: std::io::stdout().is_terminal(), n_drawn: 0 }
+        Self { is_terminal: std::io::stdout().is_terminal(), drawn: String::new() }
     }
 
     pub fn is_terminal(&self) -> bool {
@@ -33,21 +33,25 @@ impl Screen {
     pub fn draw(&mut self, text: &str) {
         let (rows, columns) = size();
         let fitted = fit(text, rows.saturating_sub(1), columns);
-        let n_lines = fitted.lines().count();
-        self.put(&fitted);
-        self.n_drawn = n_lines;
+        if fitted != self.drawn {
+            self.put(&fitted);
+            self.drawn = fitted;
+        }
     }
 
     /// Prints lines that stay.
     pub fn say(&mut self, text: &str) {
         self.put(&format!("{}\n", text.trim_end()));
-        self.n_drawn = 0;
+        self.drawn.clear();
     }
 
     fn put(&mut self, text: &str) {
         let mut stdout = std::io::stdout().lock();
         // ANSI: to the start of the line so many lines up, then clear from there to the end of the screen.
-        let erase = if self.n_drawn > 0 { format!("\x1b[{}F\x1b[J", self.n_drawn) } else { String::new() };
+        let erase = match self.drawn.lines().count() {
+            0 => String::new(),
+            n_lines => format!("\x1b[{n_lines}F\x1b[J"),
+        };
         // Nobody may be watching any more, and the swarm's own end must still come.
         let _ = stdout.write_all((erase + text).as_bytes()).and_then(|()| stdout.flush());
     }

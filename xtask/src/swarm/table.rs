@@ -17,6 +17,7 @@ pub struct NodeRow {
     pub name: String,
     /// Alive, away until it is started again, gone, or why it does not answer.
     pub state: String,
+    /// Its slot, also if it has gone.
     pub uid: Option<u64>,
     pub round: Option<u64>,
     pub phase: String,
@@ -43,10 +44,21 @@ pub fn round_line(round: u64, seen: &RoundSeen, n_up: usize) -> String {
     )
 }
 
-/// One row per node, with what it spent its rounds' time on.
+/// One row per node: the last round it completed, how many applied its payload, and what it spent its rounds' time on.
 pub fn nodes_table(history: &History, nodes: &[NodeRow], round_secs: f64) -> String {
-    let head =
-        ["node", "uid", "state", "round", "phase", "completed", "restarts", "of actors", "computing", "communicating"];
+    let head = [
+        "node",
+        "uid",
+        "state",
+        "round",
+        "phase",
+        "completed",
+        "applied",
+        "restarts",
+        "of actors",
+        "computing",
+        "communicating",
+    ];
     let rows: Vec<_> = nodes
         .iter()
         .map(|node| {
@@ -62,6 +74,7 @@ pub fn nodes_table(history: &History, nodes: &[NodeRow], round_secs: f64) -> Str
                 optional(node.round),
                 if node.phase.is_empty() { "-".to_owned() } else { node.phase.clone() },
                 optional(history.last_completed(node.member)),
+                optional(node.uid.map(|uid| history.n_applied(uid) as u64)),
                 node.restarts.to_string(),
                 node.actor_restarts.to_string(),
                 share(computing),
@@ -236,11 +249,11 @@ mod tests {
             ..NodeRow::default()
         };
         let alive =
-            NodeRow { uid: Some(4), round: Some(9), phase: "gather".to_owned(), restarts: 1, ..row(2, "alive") };
+            NodeRow { uid: Some(3), round: Some(9), phase: "gather".to_owned(), restarts: 1, ..row(2, "alive") };
         let table = nodes_table(&history(), &[alive, row(3, "gone")], 10.0);
         let cells: Vec<Vec<_>> = table.lines().map(|line| line.split("  ").map(str::trim).collect()).collect();
         let filled = |idx: usize| cells[idx].iter().filter(|cell| !cell.is_empty()).copied().collect::<Vec<_>>();
-        assert_eq!(filled(1), ["miner-1", "4", "alive", "9", "gather", "8", "1", "0", "20.0 %", "5.0 %"]);
-        assert_eq!(filled(2), ["miner-2", "-", "gone", "-", "-", "7", "0", "0", "20.0 %", "5.0 %"]);
+        assert_eq!(filled(1), ["miner-1", "3", "alive", "9", "gather", "8", "2", "1", "0", "20.0 %", "5.0 %"]);
+        assert_eq!(filled(2), ["miner-2", "-", "gone", "-", "-", "7", "-", "0", "0", "20.0 %", "5.0 %"]);
     }
 }
