@@ -109,7 +109,8 @@ fn split_features(arguments: &[String]) -> Result<(Option<String>, Vec<String>)>
     Ok((features, rest))
 }
 
-fn build_node(features: Option<&str>) -> Result<PathBuf> {
+/// Builds the node's release binary, and says where it is.
+pub fn build_node(features: Option<&str>) -> Result<PathBuf> {
     let mut cargo = cargo(&["build", "--release", "--package", "convoke-node", "--bin", "convoke"]);
     cargo.arg("--message-format=json-render-diagnostics").stdout(Stdio::piped());
     if let Some(features) = features {
