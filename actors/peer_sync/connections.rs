@@ -73,10 +73,10 @@ impl Connections {
         Ok(Lease { connection, is_reused: false })
     }
 
-    /// Gives up the connection to a peer that is no longer admitted.
-    pub async fn remove(&self, peer: &PublicKey) {
+    /// Gives up the connection to a peer that is no longer admitted, or no longer where it was.
+    pub async fn remove(&self, peer: &PublicKey, reason: &[u8]) {
         if let Some((_, line)) = self.lines.remove(peer) {
-            self.hang_up(&mut *line.lock().await, b"not in the registry");
+            self.hang_up(&mut *line.lock().await, reason);
         }
     }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use convoke::terms::{Block, EndpointId, Round};
+use iroh::address_lookup::EndpointInfo;
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::protocol::Router;
 use iroh::{Endpoint, SecretKey};
@@ -261,11 +262,16 @@ impl Transport {
             .collect();
         for gone in self.inner.admission.replace(&admitted) {
             live.addresses.remove_endpoint_info(gone);
-            live.connections.remove(&gone).await;
+            live.connections.remove(&gone, b"not in the registry").await;
         }
         let count = admitted.len();
         for addr in admitted.into_values() {
-            live.addresses.set_endpoint_info(addr);
+            let known = EndpointInfo::from(addr);
+            let before = live.addresses.set_endpoint_info(known.clone());
+            // A peer that has moved was started anew: nobody will ever answer on the connection to where it was.
+            if before.is_some_and(|before| before != known.data) {
+                live.connections.remove(&known.endpoint_id, b"moved").await;
+            }
         }
         Ok(count)
     }
