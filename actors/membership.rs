@@ -52,7 +52,9 @@ impl Membership {
         let membership = Self { client: connect(config, endpoints.clone()).await?, served };
         if config.chain.endpoints().is_empty() && !membership.client.is_development() {
             let listen = config.chain.listen;
-            bail!("{listen} serves a chain that is no development chain: name it with --chain, or choose another chain.listen");
+            bail!(
+                "{listen} serves a chain that is no development chain: name it with --chain, or choose another chain.listen"
+            );
         }
         match take_slot(config, &membership.client, hotkey, &endpoints).await {
             Ok(()) => Ok(membership),
@@ -114,10 +116,15 @@ async fn take_slot(config: &NodeConfig, client: &Client, hotkey: Hotkey, urls: &
     let (address, netuid) = (to_ss58(&hotkey), config.run.netuid);
     let Some(neuron) = metagraph.by_hotkey(&hotkey) else {
         let url = urls.join(",");
-        bail!("the hotkey {address} has no slot on subnet {netuid}: buy it one with `convoke register --chain {url} --netuid {netuid}`");
+        bail!(
+            "the hotkey {address} has no slot on subnet {netuid}: buy it one with `convoke register --chain {url} --netuid {netuid}`"
+        );
     };
     if validates && !neuron.permit {
-        warn!(hotkey = address, netuid, "this hotkey has no validator's permit: what it votes and weighs does not count");
+        warn!(
+            hotkey = address,
+            netuid, "this hotkey has no validator's permit: what it votes and weighs does not count"
+        );
     }
     Ok(())
 }
@@ -137,11 +144,14 @@ pub async fn claim(
     let head = chain.heads().borrow().best.number;
     let commitments = chain.commitments(head).await.context("the commitments cannot be read")?;
     let known = commitments.get(hotkey).and_then(|committed| Commitment::parse(&committed.fields).ok()?.identity);
-    if let Some((known, at)) = known.filter(|known| Some(*known) != last).and_then(|known| Some((known, known.address?)))
+    if let Some((known, at)) =
+        known.filter(|known| Some(*known) != last).and_then(|known| Some((known, known.address?)))
         && endpoint::answers(&known.endpoint, at, PROBE_TIMEOUT).await
     {
         let address = to_ss58(hotkey);
-        bail!("another process runs with the hotkey {address} and listens at {at}: stop it first, or give this node a hotkey of its own");
+        bail!(
+            "another process runs with the hotkey {address} and listens at {at}: stop it first, or give this node a hotkey of its own"
+        );
     }
     let seq = known.map_or(1, |known| known.seq.saturating_add(1));
     let place = Place { genesis: chain.genesis(), netuid: chain.netuid() };

@@ -268,11 +268,14 @@ async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) ->
     let data_dir = &config.node.data_dir;
     store.keep_to_chain(chain.genesis())?;
     check_chain(resumed_at, chain.heads().borrow().best.number, &schedule, data_dir)?;
-    let mut transport =
-        TransportConfig::new(data_dir.join("blobs"), iroh::SecretKey::from_bytes(&secrets.endpoint));
+    let mut transport = TransportConfig::new(data_dir.join("blobs"), iroh::SecretKey::from_bytes(&secrets.endpoint));
     transport.bind = config.node.bind;
+    let last = chain_writer::last_identity(data_dir, chain.genesis());
+    if transport.bind.port() == 0 {
+        transport.bind.set_port(port_again(transport.bind, last).unwrap_or(0));
+    }
     let transport = TransportSlot::new(transport);
-    let identity = match claim_identity(&config, &secrets, &*chain, &transport, &addresses).await {
+    let identity = match claim_identity(&config, &secrets, &*chain, &transport, &addresses, last).await {
         Ok(identity) => identity,
         Err(error) => {
             transport.close().await;
@@ -308,12 +311,18 @@ async fn claim_identity(
     chain: &dyn ChainRead,
     slot: &TransportSlot,
     addresses: &AddressBook,
+    last: Option<chain::Identity>,
 ) -> anyhow::Result<chain::Identity> {
     let transport = slot.acquire().await.context("the peer-to-peer endpoint cannot be opened")?;
     addresses.insert(transport.id(), transport.address());
     let address = membership::address_to_announce(config, transport.address());
-    let last = chain_writer::last_identity(&config.node.data_dir, chain.genesis());
     membership::claim(chain, &secrets.endpoint, &secrets.keypair().hotkey(), address, last).await
+}
+
+/// The port under which this node was known before, if nobody has taken it since: whoever knew it finds it there again.
+fn port_again(bind: SocketAddr, last: Option<chain::Identity>) -> Option<u16> {
+    let port = last?.address?.port();
+    std::net::UdpSocket::bind(SocketAddr::new(bind.ip(), port)).ok().map(|_| port)
 }
 
 fn open_journal(

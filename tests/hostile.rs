@@ -63,8 +63,11 @@ impl Hostile {
 
     /// Serves `bytes` and seals them for round 0, with whatever `change` makes of an honest seal.
     async fn seal(&self, world: &World, config: &NodeConfig, bytes: Vec<u8>, change: impl FnOnce(&mut Seal)) {
-        let everybody: Vec<Peer> =
-            world.addresses.iter().map(|entry| Peer { id: *entry.key(), addresses: vec![*entry.value()] }).collect();
+        let everybody: Vec<Peer> = world
+            .addresses
+            .iter()
+            .map(|entry| Peer { id: *entry.key(), addresses: vec![*entry.value()], start: 0 })
+            .collect();
         self.transport.admit(&everybody).await.unwrap();
         let label = Label { round: Round(0), kind: Kind::Payload, reveal: Reveal::Always };
         let hash = self.transport.publish(Bytes::from(bytes.clone()), label).await.unwrap();

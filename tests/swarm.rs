@@ -108,7 +108,8 @@ async fn whoever_joins_in_mid_run_fetches_the_agreed_state_and_contributes() {
     for name in ["joe", "jim", "jon"] {
         let fetched = |events: &[Line]| events.iter().any(|line| matches!(line.event, Event::StateFetched { .. }));
         swarm.until(name, "state is fetched", fetched).await;
-        let held = swarm.events(name).iter().rposition(|line| matches!(line.event, Event::StateFetched { .. })).unwrap();
+        let held =
+            swarm.events(name).iter().rposition(|line| matches!(line.event, Event::StateFetched { .. })).unwrap();
         let block = swarm.events(name)[held].block.unwrap();
         let contributed = swarm.until_contributing(name, "val", Round(8)).await;
         let from = Round(block.0 / harness::swarm::BLOCKS_PER_ROUND);

@@ -3,7 +3,9 @@
 //! Every line has the same head (when, who, at which block, about which round) and then the event's own fields, with
 //! the event's name under `"event"`. What an event is about stands in the head's `round` only.
 
-use convoke::terms::{EndpointId, Block, BlockHash, Digest, Hotkey, ManifestHash, PayloadHash, Round, RunId, Uid, Weight};
+use convoke::terms::{
+    Block, BlockHash, Digest, EndpointId, Hotkey, ManifestHash, PayloadHash, Round, RunId, Uid, Weight,
+};
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// One line of `events.jsonl`.

@@ -26,6 +26,8 @@ pub struct Peer {
     pub id: EndpointId,
     /// Where it says it can be reached.
     pub addresses: Vec<SocketAddr>,
+    /// Which start of the node it is: connections to an earlier one lead nowhere.
+    pub start: u32,
 }
 
 impl Peer {
@@ -53,6 +55,8 @@ pub(super) struct Meter {
     pub bytes: Mutex<Bucket>,
     pub requests: Mutex<Bucket>,
     connections: AtomicUsize,
+    /// Those that are open, so that they can be ended when the peer has gone from where it was.
+    open: Mutex<Vec<Connection>>,
 }
 
 /// The peers that may connect.
@@ -80,7 +84,7 @@ impl Admission {
     }
 
     /// Replaces the list. Who stays keeps what it has used; answers who went.
-    pub(super) fn replace(&self, admitted: &HashMap<PublicKey, EndpointAddr>) -> Vec<PublicKey> {
+    pub(super) fn replace<T>(&self, admitted: &HashMap<PublicKey, T>) -> Vec<PublicKey> {
         let gone: Vec<_> =
             self.meters.iter().map(|entry| *entry.key()).filter(|id| !admitted.contains_key(id)).collect();
         for id in &gone {
@@ -93,6 +97,7 @@ impl Admission {
                     bytes: Mutex::new(Bucket::new(self.budget.bytes, now)),
                     requests: Mutex::new(Bucket::new(self.budget.requests, now)),
                     connections: AtomicUsize::new(0),
+                    open: Mutex::default(),
                 })
             });
         }
@@ -101,6 +106,16 @@ impl Admission {
 
     pub(super) fn admits(&self, peer: &PublicKey) -> bool {
         self.meters.contains_key(peer)
+    }
+
+    /// Ends the connections that came from a peer which is no longer where they came from. As long as one of them is open,
+    /// iroh sends whatever is for this peer to where that one came from (`remote_state`, iroh 1.4.1), for as long as the idle
+    /// timeout: nobody would be reached.
+    pub(super) fn hang_up(&self, peer: &PublicKey) {
+        let Some(meter) = self.meters.get(peer).map(|meter| meter.clone()) else { return };
+        for connection in meter.open.lock().expect("no holder of this lock panics").drain(..) {
+            connection.close(0u32.into(), b"you have moved");
+        }
     }
 
     /// Counts a new connection from a peer against its budget for as long as the [`Seat`] lives.
@@ -118,6 +133,15 @@ impl Admission {
 #[derive(Debug)]
 pub(super) struct Seat {
     pub meter: Arc<Meter>,
+}
+
+impl Seat {
+    /// Remembers the connection for as long as it is open.
+    pub(super) fn take(&self, connection: &Connection) {
+        let mut open = self.meter.open.lock().expect("no holder of this lock panics");
+        open.retain(|connection| connection.close_reason().is_none());
+        open.push(connection.clone());
+    }
 }
 
 impl Drop for Seat {

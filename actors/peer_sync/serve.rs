@@ -61,6 +61,7 @@ impl ProtocolHandler for Server {
                 return Ok(());
             }
         };
+        seat.take(&connection);
         let _open = OpenConnection::new(self.stats.clone());
         let (events, questions) = EventSender::channel(QUESTIONS_WAITING, QUESTIONS);
         tokio::join!(

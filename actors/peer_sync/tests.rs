@@ -56,7 +56,7 @@ async fn node(seed: u8) -> (Transport, TempDir) {
 }
 
 fn peer(transport: &Transport) -> Peer {
-    Peer { id: transport.id(), addresses: vec![transport.address()] }
+    Peer { id: transport.id(), addresses: vec![transport.address()], start: 1 }
 }
 
 async fn acquaint(transports: &[&Transport]) {
@@ -212,7 +212,8 @@ async fn a_dead_holder_falls_over_to_a_live_one() {
     let ((owner, _a), (reader, _b)) = (node(11).await, node(12).await);
     // A socket that is bound and never read: packets vanish, as with a machine that is gone.
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-    let dead = Peer { id: EndpointId(*secret(13).public().as_bytes()), addresses: vec![silent.local_addr().unwrap()] };
+    let (id, addresses) = (EndpointId(*secret(13).public().as_bytes()), vec![silent.local_addr().unwrap()]);
+    let dead = Peer { id, addresses, start: 1 };
     reader.admit(&[dead.clone(), peer(&owner)]).await.unwrap();
     owner.admit(&[peer(&reader)]).await.unwrap();
     let bytes = content(50_000, 1);
@@ -332,7 +333,7 @@ async fn rogue(seed: u8, behaviour: Rogue) -> (Router, Peer) {
         .bind()
         .await
         .unwrap();
-    let peer = Peer { id: EndpointId(*endpoint.id().as_bytes()), addresses: endpoint.bound_sockets() };
+    let peer = Peer { id: EndpointId(*endpoint.id().as_bytes()), addresses: endpoint.bound_sockets(), start: 1 };
     (Router::builder(endpoint).accept(iroh_blobs::ALPN, behaviour).spawn(), peer)
 }
 

@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use convoke::terms::{Block, EndpointId, Round};
-use iroh::address_lookup::EndpointInfo;
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::protocol::Router;
-use iroh::{Endpoint, SecretKey};
+use iroh::{Endpoint, EndpointAddr, PublicKey, SecretKey};
 use iroh_blobs::Hash;
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
@@ -111,6 +110,8 @@ pub(super) struct Live {
     endpoint: Endpoint,
     router: Router,
     addresses: MemoryLookup,
+    /// Where each admitted peer is, and which start of its node that is.
+    starts: tokio::sync::Mutex<HashMap<PublicKey, (EndpointAddr, u32)>>,
     pub store: BlobStore,
     pub connections: Connections,
 }
@@ -195,7 +196,7 @@ impl Transport {
         let id = EndpointId(*endpoint.id().as_bytes());
         let connections = Connections::new(endpoint.clone(), stats.clone());
         let router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, server).spawn();
-        let live = Live { endpoint, router, addresses, store, connections };
+        let live = Live { endpoint, router, addresses, starts: tokio::sync::Mutex::default(), store, connections };
         Ok(Self {
             inner: Arc::new(Inner {
                 id,
@@ -257,20 +258,22 @@ impl Transport {
         let admitted: HashMap<_, _> = peers
             .iter()
             .filter(|peer| peer.id != self.inner.id)
-            .filter_map(Peer::endpoint_addr)
-            .map(|addr| (addr.id, addr))
+            .filter_map(|peer| Some((peer.endpoint_addr()?, peer.start)))
+            .map(|(addr, start)| (addr.id, (addr, start)))
             .collect();
         for gone in self.inner.admission.replace(&admitted) {
             live.addresses.remove_endpoint_info(gone);
             live.connections.remove(&gone, b"not in the registry").await;
         }
         let count = admitted.len();
-        for addr in admitted.into_values() {
-            let known = EndpointInfo::from(addr);
-            let before = live.addresses.set_endpoint_info(known.clone());
-            // A peer that has moved was started anew: nobody will ever answer on the connection to where it was.
-            if before.is_some_and(|before| before != known.data) {
-                live.connections.remove(&known.endpoint_id, b"moved").await;
+        let before = std::mem::replace(&mut *live.starts.lock().await, admitted.clone());
+        for (id, (addr, start)) in admitted {
+            let has_moved = before.get(&id).is_some_and(|before| *before != (addr.clone(), start));
+            live.addresses.set_endpoint_info(addr);
+            // It was started anew: on connections to and from its earlier process nobody will ever answer.
+            if has_moved {
+                live.connections.remove(&id, b"you have moved").await;
+                self.inner.admission.hang_up(&id);
             }
         }
         Ok(count)

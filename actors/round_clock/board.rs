@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use convoke::round::{Done, Event, Phase, Started};
 use convoke::terms::{Block, BlockHash, Digest, ManifestHash, PayloadHash, Round, Uid, Weight};
@@ -33,7 +33,7 @@ pub enum Update {
     Started { position: Position, heldout_loss: f64 },
     Trained { round: Round, trained: Trained },
     Compressed { round: Round, compressed: Compressed },
-    Sealed { round: Round, block: Block, seal: SealReport, inner_steps: u32 },
+    Sealed { round: Round, block: Block, seal: SealReport, inner_steps: u32, waited: Duration },
     Gathered { round: Round, gathered: Arc<Gathered> },
     Voted { round: Round, refused: Option<ManifestHash> },
     Decided { round: Round, decided: Option<Decided> },
@@ -67,6 +67,8 @@ pub struct Board {
     refused: BTreeSet<ManifestHash>,
     stop: Arc<AtomicBool>,
     spent: Spent,
+    /// How much of the present phase was waiting for a block.
+    waited: Duration,
     phase: Phase,
     phase_since: Instant,
 }
@@ -85,6 +87,7 @@ impl Default for Board {
             refused: BTreeSet::new(),
             stop: Arc::default(),
             spent: Spent::default(),
+            waited: Duration::ZERO,
             phase: Phase::Starting,
             phase_since: Instant::now(),
         }
@@ -143,7 +146,12 @@ impl Board {
             Phase::InnerSteps | Phase::Compressing | Phase::OuterStep | Phase::NullRound | Phase::Saving => {
                 self.spent.computing += elapsed;
             }
-            Phase::Sealing | Phase::Gathering | Phase::Deciding => self.spent.communicating += elapsed,
+            // A seal waits for its block, and that is the block clock's time.
+            Phase::Sealing | Phase::Gathering | Phase::Deciding => {
+                let waited = std::mem::take(&mut self.waited).min(elapsed);
+                self.spent.waiting += waited;
+                self.spent.communicating += elapsed - waited;
+            }
             Phase::Starting | Phase::Ready | Phase::AwaitingReveal | Phase::AwaitingManifest => {
                 self.spent.waiting += elapsed;
             }
@@ -169,7 +177,8 @@ impl Board {
             }
             Update::Trained { round, trained } => Some(self.trained(round, trained, journal)),
             Update::Compressed { round, compressed } => Some(self.compressed(round, &compressed, journal)),
-            Update::Sealed { round, block, seal, inner_steps } => {
+            Update::Sealed { round, block, seal, inner_steps, waited } => {
+                self.waited = waited;
                 self.sealed(round, block, seal, inner_steps, journal);
                 Some(Event::Done(round, Done::Sealed))
             }

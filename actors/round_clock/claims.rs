@@ -48,8 +48,9 @@ impl Desk {
     /// From now on those in the registry, and nobody else, may connect.
     pub fn admit(&self, registry: &Registry) {
         let members = registry.metagraph.neurons.iter().filter_map(|neuron| {
-            let id = registry.endpoint(&neuron.hotkey)?;
-            Some(Peer { id, addresses: registry.members.address(&neuron.hotkey).into_iter().collect() })
+            let identity = registry.members.identity(&neuron.hotkey)?;
+            let addresses = identity.address.into_iter().collect();
+            Some(Peer { id: identity.endpoint, addresses, start: identity.seq })
         });
         drop(self.leaves.peer_sync.cast(peer_sync::Msg::Admit(members.collect())));
     }

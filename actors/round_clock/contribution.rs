@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use convoke::chain::commitment::Seal;
 use convoke::round::Phase;
@@ -109,12 +109,14 @@ impl Desk {
             };
             let until = desk.parts.schedule.sealed_by(round);
             let question = |port| chain_writer::Msg::Seal(seal, until, port);
+            let asked = Instant::now();
             let block = desk.ask_chain_writer(within, question).await?.map_err(Trouble::Outside)?;
             Ok(Update::Sealed {
                 round,
                 block,
                 seal: desk.seal_report(payload.hash(), transport_bytes),
                 inner_steps: payload.header().inner_steps,
+                waited: asked.elapsed(),
             })
         });
     }

@@ -3,10 +3,9 @@
 //! Only members count: a pruned hotkey keeps valid signatures, not its place. Two hotkeys that name the same endpoint
 //! cannot both be it, so the older registration has it, then the lower uid; the other is a member without an endpoint.
 
-use core::net::SocketAddr;
 use std::collections::BTreeMap;
 
-use super::commitment::{Commitment, CommitmentError, Place};
+use super::commitment::{Commitment, CommitmentError, Identity, Place};
 use super::metagraph::{Committed, Metagraph, Neuron};
 use crate::terms::{Block, EndpointId, Hotkey};
 
@@ -84,11 +83,11 @@ impl Registry {
         (self.endpoints.get(&identity.endpoint) == Some(hotkey)).then_some(identity.endpoint)
     }
 
-    /// Where this member's endpoint says that it listens.
+    /// The identity of this member, if it has one and its endpoint is not an older member's.
     #[must_use]
-    pub fn address(&self, hotkey: &Hotkey) -> Option<SocketAddr> {
+    pub fn identity(&self, hotkey: &Hotkey) -> Option<Identity> {
         self.endpoint(hotkey)?;
-        self.members.get(hotkey)?.commitment.identity?.address
+        self.members.get(hotkey)?.commitment.identity
     }
 
     /// Members whose commitment or identity was refused, and why.
@@ -101,7 +100,7 @@ impl Registry {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chain::{Genesis, GenesisNeuron, Identity, Ledger};
+    use crate::chain::{Genesis, GenesisNeuron, Ledger};
     use crate::terms::BlockHash;
 
     const PLACE: Place = Place { genesis: BlockHash([4; 32]), netuid: 3 };

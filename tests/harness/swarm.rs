@@ -77,7 +77,8 @@ impl Swarm {
         let turn = TURN.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let text = small_text(dir.path());
-        let mut all: Vec<String> = SMALL.iter().filter(|set| !set.starts_with("node.http")).map(ToString::to_string).collect();
+        let mut all: Vec<String> =
+            SMALL.iter().filter(|set| !set.starts_with("node.http")).map(ToString::to_string).collect();
         all.push(format!("data.files=[{:?}]", text.to_str().unwrap()));
         all.extend(sets.iter().map(ToString::to_string));
         let chain = serve(dir.path(), "127.0.0.1:0".parse().unwrap());
@@ -141,7 +142,8 @@ impl Swarm {
         command.arg("--data-dir").arg(&dir).arg("--http").arg(http.to_string());
         command.args(self.sets.iter().flat_map(|set| ["--set", set]));
         command.args(faults.iter().flat_map(|fault| ["--fault", fault]));
-        let log = fs::File::options().create(true).append(true).open(self.dir.path().join(format!("{name}.log"))).unwrap();
+        let log =
+            fs::File::options().create(true).append(true).open(self.dir.path().join(format!("{name}.log"))).unwrap();
         let child = command.stdout(log.try_clone().unwrap()).stderr(log).spawn().unwrap();
         self.nodes.insert(name.to_owned(), Process { role, http, child: Some(child) });
     }
