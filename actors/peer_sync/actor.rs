@@ -1,17 +1,17 @@
 //! PeerSync: keeps the node's payloads and manifests for its peers, and gets theirs.
 //!
-//! Hears:   requests of RoundClock: publish, gather; who may connect; the chain's head, which opens the gate.
+//! Hears:   requests of RoundClock: publish, gather, keep θ, fetch θ; who may connect; the chain's head, which opens the gate.
 //! Tells:   nobody; it answers.
 //! State:   a handle of the node's transport, which outlives it; a crash loses no blob and no connection.
 //! Mailbox: one request of the round, one of a vote, one head a block.
 //!
-//! Fault points: `publish`, `gather`, `admit`.
+//! Fault points: `publish`, `gather`, `keep-state`, `fetch-state`, `admit`.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use convoke::terms::{Block, EndpointId, Round};
+use convoke::terms::{Block, Digest, EndpointId, Round};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use tracing::warn;
 
@@ -20,11 +20,13 @@ use super::fetch::{FetchError, Fetched, SizeRule, Want};
 use super::gate::Reveal;
 use super::stats::{Refusal, Stats};
 use super::store::{Kind, Label};
+use super::theta::{self, StateBrought, ThetaWant};
 use super::transport::Transport;
 use crate::gauntlet::Deliveries;
 use crate::leaf::{Leaf, answer};
 use crate::metrics::Metrics;
 use crate::node::Parts;
+use crate::pages::Pages;
 
 /// Rounds whose payloads and manifests are kept for those who come back.
 const ROUNDS_KEPT: u64 = 64;
@@ -80,6 +82,32 @@ pub enum Msg {
         /// Takes what came, in the order wanted.
         port: RpcReplyPort<Deliveries>,
     },
+    /// Keep θ for joiners; the newest two are kept.
+    KeepState {
+        /// The round that starts from it.
+        round: Round,
+        /// Its values; written out from where they are.
+        theta: Arc<Pages>,
+        /// Its digest; another θ is not kept.
+        digest: Digest,
+        /// Takes the outcome.
+        port: RpcReplyPort<Result<(), String>>,
+    },
+    /// Get the θ with this digest from whoever holds it.
+    FetchState {
+        /// The round that starts from it.
+        round: Round,
+        /// Its digest.
+        digest: Digest,
+        /// How many values it has.
+        n_values: usize,
+        /// Who may have it, best first.
+        holders: Vec<EndpointId>,
+        /// How long it may take; what has come by then is not fetched again.
+        within: Duration,
+        /// Takes θ, or why there is none.
+        port: RpcReplyPort<Result<StateBrought, String>>,
+    },
     /// These, and nobody else, may connect.
     Admit(Vec<EndpointId>),
     /// The chain has a new head.
@@ -106,6 +134,23 @@ impl Actor for PeerSync {
             Msg::Gather { round, wanted, within, port } => {
                 state.parts.faults.point(Leaf::PeerSync, "gather", round).await;
                 state.gather(round, wanted, within, port);
+            }
+            Msg::KeepState { round, theta, digest, port } => {
+                state.parts.faults.point(Leaf::PeerSync, "keep-state", round).await;
+                let transport = state.transport.clone();
+                tokio::spawn(async move {
+                    let kept = theta::keep(&transport, theta, round, digest).await;
+                    answer(port, kept.map_err(|error| error.to_string()));
+                });
+            }
+            Msg::FetchState { round, digest, n_values, holders, within, port } => {
+                state.parts.faults.point(Leaf::PeerSync, "fetch-state", round).await;
+                let transport = state.transport.clone();
+                tokio::spawn(async move {
+                    let deadline = tokio::time::Instant::now() + within;
+                    let want = ThetaWant { round, digest, n_values, holders };
+                    answer(port, theta::bring(&transport, want, deadline).await);
+                });
             }
             Msg::Admit(members) => {
                 state.parts.faults.point(Leaf::PeerSync, "admit", state.newest).await;
