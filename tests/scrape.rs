@@ -40,10 +40,9 @@ impl Prometheus {
         let list: Vec<String> = targets.iter().map(|target| format!("{:?}", target.to_string())).collect();
         let config = shipped
             .replace("scrape_interval: 5s", "scrape_interval: 1s")
-            .replace("- alerts.yml", boards.join("alerts.yml").to_str().unwrap())
+            .replace("- alerts.yml", &format!("- {:?}", boards.join("alerts.yml")))
             .replace("targets: [\"127.0.0.1:9464\"]", &format!("targets: [{}]", list.join(", ")));
         assert!(config.contains("scrape_interval: 1s") && config.contains(&list[0]), "{config}");
-        let config = config.replace("  - /", "  - \"/").replace("alerts.yml\n", "alerts.yml\"\n");
         let path = dir.join("prometheus.yml");
         std::fs::write(&path, config).unwrap();
         let at = free_port();

@@ -1,11 +1,11 @@
 //! PeerSync: keeps the node's payloads and manifests for its peers, and gets theirs.
 //!
-//! Hears:   requests of RoundClock: publish, gather; who may connect; the chain's head, which opens the gate.
+//! Hears:   requests of RoundClock: publish, gather, keep θ, fetch θ; who may connect; the chain's head, which opens the gate.
 //! Tells:   nobody; it answers.
 //! State:   a handle of the node's transport, which outlives it; a crash loses no blob and no connection.
 //! Mailbox: one request of the round, one of a vote, one head a block.
 //!
-//! Fault points: `publish`, `gather`, `admit`.
+//! Fault points: `publish`, `gather`, `keep-state`, `fetch-state`, `admit`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +20,7 @@ use super::fetch::{FetchError, Fetched, SizeRule, Want};
 use super::gate::Reveal;
 use super::stats::{Refusal, Stats};
 use super::store::{Kind, Label};
+use super::theta::{self, StateBrought, ThetaWant};
 use super::transport::Transport;
 use crate::gauntlet::Deliveries;
 use crate::leaf::{Leaf, answer};
@@ -81,49 +82,36 @@ pub enum Msg {
         /// Takes what came, in the order wanted.
         port: RpcReplyPort<Deliveries>,
     },
-    /// Keep θ of a round for those who join.
+    /// Keep θ for joiners; the newest two are kept.
     KeepState {
-        /// The round.
+        /// The round that starts from it.
         round: Round,
-        /// θ.
+        /// Its values; written out from where they are.
         theta: Arc<Pages>,
-        /// Its digest, which is its address.
+        /// Its digest; another θ is not kept.
         digest: Digest,
         /// Takes the outcome.
         port: RpcReplyPort<Result<(), String>>,
     },
-    /// Get θ of a round from those who keep it.
+    /// Get the θ with this digest from whoever holds it.
     FetchState {
-        /// The round.
+        /// The round that starts from it.
         round: Round,
-        /// The digest that was agreed on.
+        /// Its digest.
         digest: Digest,
-        /// Values of θ.
+        /// How many values it has.
         n_values: usize,
-        /// Who may have it.
+        /// Who may have it, best first.
         holders: Vec<EndpointId>,
-        /// How long it may take.
+        /// How long it may take; what has come by then is not fetched again.
         within: Duration,
-        /// Takes what came.
+        /// Takes θ, or why there is none.
         port: RpcReplyPort<Result<StateBrought, String>>,
     },
     /// These, and nobody else, may connect.
     Admit(Vec<Peer>),
     /// The chain has a new head.
     Head(Block),
-}
-
-/// A θ that came.
-#[derive(Debug)]
-pub struct StateBrought {
-    /// θ.
-    pub theta: Pages,
-    /// Bytes that were fetched for it.
-    pub bytes_fetched: u64,
-    /// Who sent how many.
-    pub from: Vec<(EndpointId, u64)>,
-    /// Who sent others.
-    pub corrupt: Vec<EndpointId>,
 }
 
 impl Actor for PeerSync {
@@ -147,25 +135,21 @@ impl Actor for PeerSync {
                 state.parts.faults.point(Leaf::PeerSync, "gather", round).await;
                 state.gather(round, wanted, within, port);
             }
-            Msg::KeepState { round, theta, digest: _, port } => {
-                let label = Label { round, kind: Kind::State, reveal: Reveal::Always };
-                state.publish(label, bytemuck::cast_slice(&theta).into(), port);
-            }
-            Msg::FetchState { round, digest, n_values, holders, within, port } => {
+            Msg::KeepState { round, theta, digest, port } => {
+                state.parts.faults.point(Leaf::PeerSync, "keep-state", round).await;
                 let transport = state.transport.clone();
                 tokio::spawn(async move {
-                    let size = SizeRule::Exactly(n_values as u64 * 4);
-                    let label = Label { round, kind: Kind::State, reveal: Reveal::Always };
-                    let hash = iroh_blobs::Hash::from_bytes(digest.0);
-                    let want = Want { hash, size, label, holders };
-                    let fetched = transport.fetch(want, tokio::time::Instant::now() + within).await;
-                    let brought = fetched.outcome.map_err(|error| error.to_string()).map(|bytes| StateBrought {
-                        theta: crate::store::take_pages(&mut &bytes[..], n_values).unwrap_or_else(|| Pages::zeroed(0)),
-                        bytes_fetched: bytes.len() as u64,
-                        from: Vec::new(),
-                        corrupt: Vec::new(),
-                    });
-                    answer(port, brought);
+                    let kept = theta::keep(&transport, theta, round, digest).await;
+                    answer(port, kept.map_err(|error| error.to_string()));
+                });
+            }
+            Msg::FetchState { round, digest, n_values, holders, within, port } => {
+                state.parts.faults.point(Leaf::PeerSync, "fetch-state", round).await;
+                let transport = state.transport.clone();
+                tokio::spawn(async move {
+                    let deadline = tokio::time::Instant::now() + within;
+                    let want = ThetaWant { round, digest, n_values, holders };
+                    answer(port, theta::bring(&transport, want, deadline).await);
                 });
             }
             Msg::Admit(members) => {

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use convoke::terms::EndpointId;
@@ -17,7 +17,11 @@ use iroh_blobs::protocol::ERR_PERMISSION;
 use tokio::time::Instant;
 
 use super::budget::{Bucket, Rate};
+use super::pieces::PIECE_BYTES;
 use super::stats::{Refusal, Stats};
+
+/// How many times the size of a state a peer may take at once: a second time after a fetch that went wrong.
+const STATE_TAKES: u64 = 2;
 
 /// A peer as the chain knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,7 +42,7 @@ impl Peer {
     }
 }
 
-/// What one peer may ask of this node.
+/// What one peer may ask of this node. While states are kept, its bursts are larger: see [`Admission::expect_state`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerBudget {
     /// Bytes sent to it.
@@ -63,12 +67,14 @@ pub(super) struct Meter {
 #[derive(Debug)]
 pub struct Admission {
     budget: PeerBudget,
+    /// The largest state kept.
+    state_bytes: AtomicU64,
     meters: DashMap<PublicKey, Arc<Meter>>,
 }
 
 impl Admission {
     pub(super) fn new(budget: PeerBudget) -> Self {
-        Self { budget, meters: DashMap::new() }
+        Self { budget, state_bytes: AtomicU64::new(0), meters: DashMap::new() }
     }
 
     /// How many peers are admitted.
@@ -93,15 +99,31 @@ impl Admission {
         let now = Instant::now();
         for id in admitted.keys() {
             self.meters.entry(*id).or_insert_with(|| {
-                Arc::new(Meter {
+                let meter = Arc::new(Meter {
                     bytes: Mutex::new(Bucket::new(self.budget.bytes, now)),
                     requests: Mutex::new(Bucket::new(self.budget.requests, now)),
                     connections: AtomicUsize::new(0),
                     open: Mutex::default(),
-                })
+                });
+                self.widen(&meter);
+                meter
             });
         }
         gone
+    }
+
+    /// A joiner takes a whole state at once, so a peer may take [`STATE_TAKES`] times the largest state kept here, in pieces, as fast
+    /// as the link carries it. Only who takes more, again and again, falls back to the budget's rate.
+    pub(super) fn expect_state(&self, size: u64) {
+        self.state_bytes.fetch_max(size, Ordering::Relaxed);
+        self.meters.iter().for_each(|meter| self.widen(&meter));
+    }
+
+    fn widen(&self, meter: &Meter) {
+        let bytes = self.state_bytes.load(Ordering::Relaxed).saturating_mul(STATE_TAKES);
+        let requests = self.budget.requests.burst + bytes.div_ceil(PIECE_BYTES);
+        meter.bytes.lock().expect("no holder of this lock panics").widen(bytes);
+        meter.requests.lock().expect("no holder of this lock panics").widen(requests);
     }
 
     pub(super) fn admits(&self, peer: &PublicKey) -> bool {

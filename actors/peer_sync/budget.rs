@@ -54,6 +54,12 @@ impl Bucket {
         enough
     }
 
+    /// Lets the bucket hold up to `burst`, and fills it with what is added; one that holds more already stays as it is.
+    pub fn widen(&mut self, burst: u64) {
+        self.level += burst.saturating_sub(self.rate.burst) as f64;
+        self.rate.burst = self.rate.burst.max(burst);
+    }
+
     fn refill(&mut self, now: Instant) {
         let elapsed = now.saturating_duration_since(self.at).as_secs_f64();
         self.level = (self.level + elapsed * self.flow()).min(self.rate.burst as f64);
@@ -84,6 +90,18 @@ mod tests {
         let mut bucket = Bucket::new(Rate { per_second: 10, burst: 3 }, start);
         let later = start + Duration::from_secs(3600);
         assert_eq!((0..5).filter(|_| bucket.try_take(1, later)).count(), 3);
+    }
+
+    #[test]
+    fn a_widened_bucket_holds_what_was_added_at_once_and_never_narrows() {
+        let start = Instant::now();
+        let mut bucket = Bucket::new(Rate { per_second: 10, burst: 3 }, start);
+        assert!(bucket.try_take(3, start));
+        bucket.widen(8);
+        bucket.widen(4);
+        assert_eq!((0..9).filter(|_| bucket.try_take(1, start)).count(), 5);
+        let later = start + Duration::from_secs(3600);
+        assert_eq!((0..99).filter(|_| bucket.try_take(1, later)).count(), 8);
     }
 
     #[test]

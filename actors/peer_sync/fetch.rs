@@ -165,12 +165,12 @@ impl FetchError {
     }
 
     /// Whether no other holder can change it.
-    fn is_final(&self) -> bool {
+    pub(super) fn is_final(&self) -> bool {
         matches!(self, Self::SizeMismatch { .. } | Self::TooLarge { .. } | Self::Store(_) | Self::Closed)
     }
 
     /// Which of two holders' failures says more about why the fetch failed.
-    fn weight(&self) -> u8 {
+    pub(super) fn weight(&self) -> u8 {
         match self {
             Self::NotFound => 0,
             Self::Unreachable => 1,
@@ -382,13 +382,13 @@ fn holders_of(want: &Want, now: Instant) -> Vec<Holder> {
 }
 
 /// The pause after a failure that `failures` others came before.
-fn retry_pause(failures: u32) -> Duration {
+pub(super) fn retry_pause(failures: u32) -> Duration {
     RETRY_PAUSE_MIN.saturating_mul(1 << failures.min(10)).min(RETRY_PAUSE_MAX)
 }
 
 /// Waits for a holder's answer. If nothing at all came over the connection meanwhile, the connection is dead and is closed, so that
 /// nobody uses it again; if only this answer is missing, the other fetches on it go on.
-async fn answered<T>(
+pub(super) async fn answered<T>(
     connection: &Connection,
     patience: Duration,
     answer: impl Future<Output = T>,
@@ -405,7 +405,7 @@ async fn answered<T>(
 
 /// What a failed request says about its holder. The provider answers by resetting the stream with a code; an admission refused or a
 /// connection too many closes the whole connection with one.
-fn classify(error: &GetError, connection: &Connection) -> FetchError {
+pub(super) fn classify(error: &GetError, connection: &Connection) -> FetchError {
     let closed_with = match connection.close_reason() {
         Some(ConnectionError::ApplicationClosed(close)) => Some(close.error_code),
         _ => None,

@@ -7,9 +7,11 @@
 //!          publish │     │ fetch, gather              ▲ connections from peers
 //!                  ▼     ▼                            │
 //!               store   fetch ── connections ──▶ iroh endpoint ──▶ serve ── gate (revealed yet?), admission (who?), budget (how much?)
+//!                       state ── pieces (who brings which?)
 //! ```
 //!
-//! Reading order: [`gate`] (the rule a round's fairness rests on), [`admission`], `serve`, [`fetch`], [`transport`], [`slot`].
+//! Reading order: [`gate`] (the rule a round's fairness rests on), [`admission`], `serve`, [`fetch`], `pieces` and [`state`] (θ for those
+//! who join), [`transport`], [`slot`].
 //!
 //! - Who may connect is the chain's registry, and nobody else: a stranger is turned away at the end of the handshake.
 //! - What may be read is what was published here or fetched here, from its reveal block on; all else is refused alike, so a
@@ -23,17 +25,23 @@ mod connections;
 pub mod endpoint;
 pub mod fetch;
 pub mod gate;
+mod pieces;
 mod serve;
 pub mod slot;
+pub mod state;
 pub mod stats;
 pub mod store;
+pub mod theta;
 pub mod transport;
 
+#[cfg(test)]
+mod state_tests;
 #[cfg(test)]
 mod tests;
 
 mod actor;
-pub use actor::{Msg, PeerSync, StateBrought, Wanted};
+pub use actor::{Msg, PeerSync, Wanted};
 pub use fetch::SizeRule;
 pub use gate::Reveal;
 pub use store::Kind;
+pub use theta::StateBrought;

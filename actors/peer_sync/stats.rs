@@ -60,6 +60,8 @@ pub struct Stats {
     pub bytes_up: AtomicU64,
     /// Payload bytes received from peers and verified.
     pub bytes_down: AtomicU64,
+    /// Of these, bytes of states: what joining or coming back has cost.
+    pub state_bytes_down: AtomicU64,
     /// Requests that passed the gate.
     pub requests_served: AtomicU64,
     /// Connections from peers that are open now (a gauge).

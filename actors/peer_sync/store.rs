@@ -5,6 +5,10 @@
 //! below a round is retention; reading all tags at start rebuilds the gate, reveal blocks included, without a second file that could
 //! disagree with the store.
 //!
+//! States have a rule of their own, since one is as large as thousands of payloads: `state/…` names them in the same way, and only the
+//! newest [`STATES_KEPT`] stay, however many rounds of payloads do. A state of which only a part has come is named `partial/…`: it is
+//! kept from the collector, also after a restart, but not served; a newer state's fetch, or a newer whole state, drops it.
+//!
 //! Two properties of the store (0.104) shape this file. It confirms a write before its transaction is committed (up to 500 ms
 //! later), so [`BlobStore::publish`] commits before it returns: a payload that is sealed on chain must survive the process. And its
 //! collector holds a handle of the store it runs in, so a store with a collector that is dropped without being closed keeps
@@ -12,6 +16,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +26,7 @@ use convoke::terms::{Block, Round};
 use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::BlobStatus;
 use iroh_blobs::api::{Store, TempTag};
+use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt};
 use iroh_blobs::store::GcConfig;
 use iroh_blobs::store::fs::FsStore;
 use iroh_blobs::store::fs::options::Options;
@@ -29,6 +35,13 @@ use n0_future::StreamExt;
 use super::gate::{Gate, Reveal};
 
 const PREFIX: &str = "round/";
+const STATES: &str = "state/";
+const PARTIALS: &str = "partial/";
+
+/// States that are kept: the newest, and the one that joiners may still be fetching.
+pub const STATES_KEPT: usize = 2;
+/// Bytes of a state that are written, or read, in one go: what the store's own thread may be busy with.
+const BLOCK_BYTES: usize = 1024 * 1024;
 
 /// What a blob is, for the operator who lists the store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -65,13 +78,22 @@ pub struct Label {
 }
 
 impl Label {
+    fn state(round: Round) -> Self {
+        Self { round, kind: Kind::State, reveal: Reveal::Always }
+    }
+
     fn tag(&self, hash: Hash) -> String {
+        self.tag_under(if self.kind == Kind::State { STATES } else { PREFIX }, hash)
+    }
+
+    fn tag_under(&self, prefix: &str, hash: Hash) -> String {
         let (round, kind, reveal) = (self.round.0, self.kind.name(), self.reveal.block().0);
-        format!("{PREFIX}{round:020}/{kind}/{reveal:020}/{}", hash.to_hex())
+        format!("{prefix}{round:020}/{kind}/{reveal:020}/{}", hash.to_hex())
     }
 
     fn parse(tag: &[u8]) -> Option<Self> {
-        let mut parts = std::str::from_utf8(tag).ok()?.strip_prefix(PREFIX)?.split('/');
+        let tag = std::str::from_utf8(tag).ok()?;
+        let mut parts = [PREFIX, STATES, PARTIALS].iter().find_map(|prefix| tag.strip_prefix(prefix))?.split('/');
         let round = Round(parts.next()?.parse().ok()?);
         let kind = parts.next()?;
         let kind = Kind::ALL.into_iter().find(|known| known.name() == kind)?;
@@ -92,7 +114,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    fn new(task: &'static str, reason: impl std::fmt::Display) -> Self {
+    pub(super) fn new(task: &'static str, reason: impl std::fmt::Display) -> Self {
         // The alternate form shows the causes too.
         Self { task, reason: format!("{reason:#}") }
     }
@@ -125,7 +147,9 @@ impl BlobStore {
         let store =
             FsStore::load_with_opts(database, options).await.map_err(|error| StoreError::new("be opened", error))?;
         let this = Self { store, gate };
-        for (label, hash) in this.labels(PREFIX, None).await? {
+        let mut labels = this.labels(PREFIX, None).await?;
+        labels.extend(this.labels(STATES, None).await?);
+        for (label, hash) in labels {
             match label {
                 Some(label) => this.gate.allow(hash, label.reveal),
                 None => {
@@ -155,8 +179,119 @@ impl BlobStore {
 
     /// Keeps a blob that is complete in the store, and opens the gate for it from the label's reveal on.
     pub(super) async fn keep(&self, hash: Hash, label: Label) -> Result<(), StoreError> {
-        self.store.tags().set(label.tag(hash), hash).await.map_err(|error| StoreError::new("tag a blob", error))?;
+        if label.kind == Kind::State {
+            return self.keep_state(hash, label.round).await;
+        }
+        self.set(label.tag(hash), hash).await?;
         self.gate.allow(hash, label.reveal);
+        Ok(())
+    }
+
+    async fn set(&self, tag: String, hash: Hash) -> Result<(), StoreError> {
+        self.store.tags().set(tag, hash).await.map_err(|error| StoreError::new("tag a blob", error))
+    }
+
+    /// Keeps a state whose bytes have this hash. They are handed over in slices, so that no thread of the store is busy with all of
+    /// them at a time; none is copied but by the writing.
+    pub(super) async fn publish_state(&self, bytes: Bytes, round: Round, hash: Hash) -> Result<(), StoreError> {
+        let _held = self.hold(hash).await?;
+        if self.size(hash).await?.is_none() {
+            let slices = (0..bytes.len()).step_by(BLOCK_BYTES);
+            let slices = slices.map(move |start| Ok(bytes.slice(start..bytes.len().min(start + BLOCK_BYTES))));
+            let added = self.store.add_stream(n0_future::stream::iter(slices)).await.temp_tag().await;
+            let found = added.map_err(|error| StoreError::new("add a state", error))?.hash();
+            if found != hash {
+                return Err(StoreError::new("keep a state", format!("its digest is {found}, not {hash}")));
+            }
+        }
+        self.keep_state(hash, round).await
+    }
+
+    /// Keeps a state that is complete in the store, opens the gate for it and forgets all but the newest [`STATES_KEPT`]. What it
+    /// returns is on disk.
+    pub(super) async fn keep_state(&self, hash: Hash, round: Round) -> Result<(), StoreError> {
+        self.set(Label::state(round).tag(hash), hash).await?;
+        self.gate.allow(hash, Reveal::Always);
+        let mut kept: Vec<Hash> = Vec::new();
+        for (round, hash) in self.states().await?.into_iter().rev() {
+            let is_named_already = kept.contains(&hash);
+            if !is_named_already && kept.len() < STATES_KEPT {
+                kept.push(hash);
+                continue;
+            }
+            // After a null round a state is the next round's too: one name is enough.
+            self.delete(&Label::state(round).tag(hash)).await?;
+            if !is_named_already {
+                self.gate.forget(&hash);
+            }
+        }
+        self.drop_partials(round, None).await?;
+        self.commit().await
+    }
+
+    /// Keeps what comes of a state from the collector until the state is kept whole, or a newer one is. What is left of older ones is
+    /// dropped now.
+    pub(super) async fn begin_state(&self, hash: Hash, round: Round) -> Result<(), StoreError> {
+        self.set(Label::state(round).tag_under(PARTIALS, hash), hash).await?;
+        self.drop_partials(round, Some(hash)).await?;
+        self.commit().await
+    }
+
+    /// The size of the largest state kept.
+    pub(super) async fn largest_state(&self) -> Result<u64, StoreError> {
+        let mut largest = 0;
+        for (_, hash) in self.states().await? {
+            largest = largest.max(self.size(hash).await?.unwrap_or(0));
+        }
+        Ok(largest)
+    }
+
+    /// The states kept, oldest first.
+    async fn states(&self) -> Result<Vec<(Round, Hash)>, StoreError> {
+        let labels = self.labels(STATES, None).await?;
+        Ok(labels.into_iter().filter_map(|(label, hash)| Some((label?.round, hash))).collect())
+    }
+
+    /// Forgets what has come of states up to this round, but for the one with the hash given.
+    async fn drop_partials(&self, round: Round, but: Option<Hash>) -> Result<(), StoreError> {
+        for (label, hash) in self.labels(PARTIALS, None).await? {
+            if let Some(label) = label.filter(|label| label.round <= round && Some(hash) != but) {
+                self.delete(&label.tag_under(PARTIALS, hash)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, tag: &str) -> Result<(), StoreError> {
+        self.store.tags().delete(tag).await.map(drop).map_err(|error| StoreError::new("delete a tag", error))
+    }
+
+    async fn commit(&self) -> Result<(), StoreError> {
+        self.store.sync_db().await.map_err(|error| StoreError::new("commit", error))
+    }
+
+    /// The runs of bytes of a blob of this size that are not in the store.
+    pub(super) async fn missing(&self, hash: Hash, size: u64) -> Result<Vec<Range<u64>>, StoreError> {
+        let here = self.store.observe(hash).await.map_err(|error| StoreError::new("look a blob up", error))?;
+        let missing = ChunkRanges::bytes(0..size) - &here.ranges;
+        let bytes: Vec<u64> = missing.boundaries().iter().map(|chunk| size.min(chunk.0 * 1024)).collect();
+        // A range without an end runs to the end of the blob.
+        Ok(bytes.chunks(2).map(|run| run[0]..run.get(1).copied().unwrap_or(size)).collect())
+    }
+
+    /// Reads a blob that is here and whole, and as large as `out`, each part checked against the hash once more.
+    pub(super) async fn read_into(&self, hash: Hash, out: &mut [u8]) -> Result<(), StoreError> {
+        let mut start = 0;
+        for block in out.chunks_mut(BLOCK_BYTES) {
+            let end = start + block.len() as u64;
+            let part = self.store.export_bao(hash, ChunkRanges::bytes(start..end)).data_to_bytes().await;
+            let part = part.map_err(|error| StoreError::new("read a blob", error))?;
+            if part.len() != block.len() {
+                return Err(StoreError::new("read a blob", "it is cut short"));
+            }
+            block.copy_from_slice(&part);
+            start = end;
+        }
         Ok(())
     }
 
@@ -202,7 +337,7 @@ impl BlobStore {
         for (_, hash) in gone.iter().filter(|(_, hash)| !kept.contains(hash)) {
             self.gate.forget(hash);
         }
-        self.store.sync_db().await.map_err(|error| StoreError::new("commit", error))?;
+        self.commit().await?;
         Ok(deleted)
     }
 
@@ -220,8 +355,9 @@ impl BlobStore {
 
     async fn labels(&self, from: &str, to: Option<&str>) -> Result<Vec<(Option<Label>, Hash)>, StoreError> {
         let failed = |error: String| StoreError::new("list its tags", error);
-        // "round0" is the first name after all that begin with "round/".
-        let to = to.unwrap_or("round0");
+        // '0' is the first character after '/', so "round0" is the first name after all that begin with "round/".
+        let end = from.split('/').next().unwrap_or_default().to_owned() + "0";
+        let to = to.unwrap_or(&end);
         let mut tags = self.store.tags().list_range(from..to).await.map_err(|error| failed(error.to_string()))?;
         let mut labels = Vec::new();
         while let Some(tag) = tags.next().await {
@@ -248,8 +384,10 @@ mod tests {
 
     #[test]
     fn tags_sort_by_round_and_end_before_the_next_prefix() {
-        let tag = |round| Label { round: Round(round), kind: Kind::State, reveal: Reveal::Always }.tag(Hash::new(b"x"));
-        assert!(tag(9) < tag(10) && tag(10) < tag(u64::MAX) && tag(u64::MAX).as_str() < "round0");
+        for (kind, end) in [(Kind::Manifest, "round0"), (Kind::State, "state0")] {
+            let tag = |round| Label { round: Round(round), kind, reveal: Reveal::Always }.tag(Hash::new(b"x"));
+            assert!(tag(9) < tag(10) && tag(10) < tag(u64::MAX) && tag(u64::MAX).as_str() < end);
+        }
     }
 
     #[test]

@@ -23,9 +23,9 @@ use super::store::{Kind, Label};
 use super::transport::{Transport, TransportConfig, TransportError};
 
 /// Far more than any of these tests needs; a test that hangs fails by it.
-const BOUND: Duration = Duration::from_secs(30);
+pub(super) const BOUND: Duration = Duration::from_secs(30);
 
-fn soon() -> Instant {
+pub(super) fn soon() -> Instant {
     Instant::now() + BOUND
 }
 
@@ -39,27 +39,27 @@ fn awhile() -> Instant {
     Instant::now() + Duration::from_secs(3)
 }
 
-fn secret(seed: u8) -> SecretKey {
+pub(super) fn secret(seed: u8) -> SecretKey {
     SecretKey::from_bytes(&[seed; 32])
 }
 
-fn config(dir: &TempDir, seed: u8) -> TransportConfig {
+pub(super) fn config(dir: &TempDir, seed: u8) -> TransportConfig {
     let mut config = TransportConfig::new(dir.path().join("blobs"), secret(seed));
     config.limits.connect_timeout = Duration::from_secs(2);
     config.limits.stall_timeout = Duration::from_secs(2);
     config
 }
 
-async fn node(seed: u8) -> (Transport, TempDir) {
+pub(super) async fn node(seed: u8) -> (Transport, TempDir) {
     let dir = TempDir::new().unwrap();
     (Transport::open(config(&dir, seed)).await.unwrap(), dir)
 }
 
-fn peer(transport: &Transport) -> Peer {
+pub(super) fn peer(transport: &Transport) -> Peer {
     Peer { id: transport.id(), addresses: vec![transport.address()], start: 1 }
 }
 
-async fn acquaint(transports: &[&Transport]) {
+pub(super) async fn acquaint(transports: &[&Transport]) {
     let peers: Vec<_> = transports.iter().map(|transport| peer(transport)).collect();
     for transport in transports {
         transport.admit(&peers).await.unwrap();
@@ -70,7 +70,7 @@ fn label(round: u64, reveal: Reveal) -> Label {
     Label { round: Round(round), kind: Kind::Payload, reveal }
 }
 
-fn content(size: usize, seed: u8) -> Bytes {
+pub(super) fn content(size: usize, seed: u8) -> Bytes {
     let mut bytes = vec![0; size];
     blake3::Hasher::new().update(&[seed]).finalize_xof().fill(&mut bytes);
     bytes.into()
@@ -81,7 +81,7 @@ fn want(hash: Hash, size: u64, holders: &[&Transport]) -> Want {
     Want { hash, size: SizeRule::Exactly(size), label: label(1, Reveal::Always), holders }
 }
 
-async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
+pub(super) async fn eventually(mut condition: impl AsyncFnMut() -> bool) {
     timeout(BOUND, async {
         while !condition().await {
             tokio::task::yield_now().await

@@ -186,6 +186,10 @@ impl Transport {
                 Ok(store) => break store,
             }
         };
+        match store.largest_state().await {
+            Ok(size) => admission.expect_state(size),
+            Err(error) => tracing::warn!(%error, "joiners are served at the rate of any other peer"),
+        }
         let address = endpoint.bound_sockets().first().copied().unwrap_or(config.bind);
         let server = Server {
             store: store.store().clone(),
