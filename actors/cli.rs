@@ -83,6 +83,9 @@ pub struct ChainArgs {
     /// Tells chains apart that are equal otherwise.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Have validators commit weights under a lock that the chain opens an epoch later, so that nobody copies them.
+    #[arg(long)]
+    pub commit_reveal: bool,
     /// Allow calls that make things go wrong: the namespace dev_.
     #[arg(long)]
     pub dev_faults: bool,

@@ -149,7 +149,8 @@ pub trait ChainWrite: Send + Sync + 'static {
     /// Overwrites the hotkey's commitment.
     fn commit(&self, fields: Vec<Vec<u8>>) -> ChainFuture<'_, Outcome>;
 
-    /// Sets the hotkey's weights.
+    /// Sets the hotkey's weights, or where the chain wants it commits them under a lock that it opens an epoch later.
+    /// Either way the call's block is the neuron's last update.
     fn set_weights(&self, weights: Vec<(Uid, Weight)>, version_key: u64) -> ChainFuture<'_, Outcome>;
 
     /// Buys the hotkey a slot with this coldkey, unless it costs more than the limit, in rao. A one-shot command's: the

@@ -50,6 +50,14 @@ pub struct Pulse {
     pub signature: [u8; SIGNATURE_BYTES],
 }
 
+impl Pulse {
+    /// What drand offers as random: the SHA-256 of the signature.
+    #[must_use]
+    pub fn randomness(&self) -> [u8; 32] {
+        Sha256::digest(self.signature).into()
+    }
+}
+
 /// A beacon: whose signatures, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beacon {

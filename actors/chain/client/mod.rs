@@ -33,6 +33,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 mod values;
+mod weights;
 mod write;
 
 /// How long a chain may take to be there when a client starts.
@@ -139,7 +140,7 @@ impl ChainWrite for Writer {
     }
 
     fn set_weights(&self, weights: Vec<(Uid, Weight)>, version_key: u64) -> ChainFuture<'_, Outcome> {
-        Box::pin(write::set_weights(&self.link, &self.signer, weights, version_key))
+        Box::pin(weights::set_weights(&self.link, &self.signer, weights, version_key))
     }
 
     fn register(&self, coldkey: HotkeyPair, limit_price: u64) -> ChainFuture<'_, Outcome> {

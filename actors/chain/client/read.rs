@@ -11,7 +11,7 @@ use super::commitments::Places;
 use super::failure::Failure;
 use super::link::{Link, Online, answer};
 use super::values::{At, Values, read_hotkeys};
-use crate::chain::wire::schema::{self, EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH, SUBTENSOR};
+use crate::chain::wire::schema::SUBTENSOR;
 use crate::chain::{ChainError, Commitments, Metagraph};
 
 /// Connections that one read may use up.
@@ -93,10 +93,10 @@ pub(super) async fn metagraph(link: &Link, block: Block) -> Result<Arc<Metagraph
 }
 
 /// What is read of a subnet by its number alone.
-const OF_SUBNET: [&str; 30] = [
+const OF_SUBNET: [&str; 29] = [
     "SubnetworkN",
-    "Tempo",
     "MaxAllowedUids",
+    "MinAllowedUids",
     "MaxAllowedValidators",
     "ImmunityPeriod",
     "MinNonImmuneUids",
@@ -114,7 +114,6 @@ const OF_SUBNET: [&str; 30] = [
     "BondsMovingAverage",
     "BondsPenalty",
     "ActivityCutoff",
-    "BlocksSinceLastStep",
     "BurnHalfLife",
     "Incentive",
     "Dividends",
@@ -134,7 +133,7 @@ async fn read_metagraph(online: &Online, at: &At, netuid: u16, block: Block) -> 
     values.want(SUBTENSOR, "StakeThreshold", ())?;
     values.want(SUBTENSOR, "SubnetOwnerCut", ())?;
     values.want("Commitments", "MaxSpace", ())?;
-    values.wanted.extend([EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH].map(|entry| schema::schedule_key(entry, netuid)));
+    values.want_schedule()?;
     values.fetch(online).await?;
     let hotkeys = read_hotkeys(online, &mut values).await?;
     for hotkey in &hotkeys {
@@ -143,14 +142,14 @@ async fn read_metagraph(online: &Online, at: &At, netuid: u16, block: Block) -> 
     }
     values.fetch(online).await?;
     let hyperparameters = read_hyperparameters(&values)?;
-    let (epoch_index, last_epoch, next_epoch) = epochs(&values, block, hyperparameters.tempo)?;
+    let schedule = values.schedule(block)?;
     Ok(Metagraph {
         block,
         neurons: read_neurons(&values, &hotkeys)?,
         hyperparameters,
-        epoch_index,
-        last_epoch,
-        next_epoch,
+        epoch_index: schedule.epoch_index,
+        last_epoch: Block(schedule.last_epoch),
+        next_epoch: schedule.next(),
         burn: values.subnet("Burn", 0)?,
     })
 }
@@ -161,7 +160,7 @@ fn read_hyperparameters(values: &Values<'_>) -> Result<Hyperparameters, Failure>
     Ok(Hyperparameters {
         tempo: values.subnet("Tempo", new.tempo)?,
         max_allowed_uids: values.subnet("MaxAllowedUids", new.max_allowed_uids)?,
-        min_allowed_uids: new.min_allowed_uids,
+        min_allowed_uids: values.subnet("MinAllowedUids", new.min_allowed_uids)?,
         max_allowed_validators: values.subnet("MaxAllowedValidators", new.max_allowed_validators)?,
         immunity_period: values.subnet("ImmunityPeriod", new.immunity_period)?,
         min_non_immune_uids: values.subnet("MinNonImmuneUids", new.min_non_immune_uids)?,
@@ -186,25 +185,6 @@ fn read_hyperparameters(values: &Values<'_>) -> Result<Hyperparameters, Failure>
         emission_per_block: new.emission_per_block,
         owner_cut: values.plain(SUBTENSOR, "SubnetOwnerCut", new.owner_cut)?,
     })
-}
-
-/// How many epochs there were, and the blocks of the last and the next. Where the chain does not keep a schedule, the
-/// epochs are at the blocks for which (block + netuid + 1) mod (tempo + 1) = 0.
-fn epochs(values: &Values<'_>, block: Block, tempo: u16) -> Result<(u64, Block, Option<Block>), Failure> {
-    let tempo = u64::from(tempo);
-    if let (Some(index), Some(last)) = (values.schedule(EPOCH_INDEX), values.schedule(LAST_EPOCH)) {
-        let scheduled = last.saturating_add(tempo);
-        let next = match values.schedule(PENDING_EPOCH) {
-            Some(pending) if pending > 0 => scheduled.min(pending),
-            _ => scheduled,
-        };
-        return Ok((index, Block(last), (tempo > 0).then_some(Block(next))));
-    }
-    let since: u64 = values.subnet("BlocksSinceLastStep", 0)?;
-    let last = Block(block.0.saturating_sub(since));
-    let count = block.0.saturating_add(u64::from(values.netuid)).saturating_add(1);
-    let next = Block(block.0.saturating_add(tempo + 1 - count % (tempo + 1)));
-    Ok((count / (tempo + 1), last, (tempo > 0).then_some(next)))
 }
 
 fn read_neurons(values: &Values<'_>, hotkeys: &[Hotkey]) -> Result<Vec<Neuron>, Failure> {

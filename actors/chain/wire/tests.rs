@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use convoke::chain::timelock::{Beacon, LocalBeacon};
 use convoke::chain::{Call, Genesis, GenesisNeuron, Hyperparameters, Invalid, Ledger};
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{BlockHash, Hotkey};
@@ -13,7 +14,7 @@ use subxt::ext::scale_value::{Composite, Value};
 use super::entries::{OfBlock, entries};
 use super::extrinsic::{self, EXTRINSIC_BYTES_MAX, blake2_256, faucet_remark};
 use super::fields::{Registration, to_info};
-use super::schema::SUBTENSOR;
+use super::schema::{DRAND, SUBTENSOR};
 use super::*;
 
 const NETUID: u16 = 7;
@@ -73,7 +74,8 @@ fn the_state_of_a_ledger_is_found_under_subtensors_keys() {
     let ledger = ledger();
     for runtime in runtimes() {
         let events = [events::record(Some(1), events::outcome(&runtime, Ok(())))];
-        let of_block = OfBlock { parent_hash: [3; 32], events: &events };
+        let beacon = LocalBeacon::of_chain(&ledger.genesis());
+        let of_block = OfBlock { parent_hash: [3; 32], beacon: beacon.beacon(), events: &events };
         let entries = entries(&runtime, &ledger, &of_block).unwrap();
         let metadata = runtime.metadata();
         let get = |entry: &str| {
@@ -106,6 +108,23 @@ fn the_state_of_a_ledger_is_found_under_subtensors_keys() {
 }
 
 #[test]
+fn a_beacon_is_the_one_that_was_shown_and_quicknet_where_none_was() {
+    let local = *LocalBeacon::of_chain(&BlockHash([7; 32])).beacon();
+    for runtime in runtimes() {
+        let metadata = runtime.metadata();
+        let shown = schema::encode(metadata, DRAND, "BeaconConfig", &beacon::to_config(&local)).unwrap();
+        let read: beacon::Config = schema::decode(metadata, DRAND, "BeaconConfig", &shown).unwrap();
+        assert_eq!(read.into_beacon(), Some(local), "{runtime:?}");
+        let unset: beacon::Config = schema::default(metadata, DRAND, "BeaconConfig").unwrap().unwrap();
+        assert_eq!(unset.into_beacon(), Some(Beacon::quicknet()), "{runtime:?}");
+        let timeless = beacon::to_config(&Beacon { period_ms: 0, ..local });
+        let shown = schema::encode(metadata, DRAND, "BeaconConfig", &timeless).unwrap();
+        let read: beacon::Config = schema::decode(metadata, DRAND, "BeaconConfig", &shown).unwrap();
+        assert_eq!(read.into_beacon(), None);
+    }
+}
+
+#[test]
 fn every_event_and_error_that_the_ledger_has_is_encoded() {
     let ledger = ledger();
     let all = [
@@ -124,7 +143,8 @@ fn every_event_and_error_that_the_ledger_has_is_encoded() {
         ];
         let outcomes = errors.map(|error| events::outcome(&runtime, Err(error)));
         let records: Vec<_> = told.into_iter().chain(outcomes).map(|event| events::record(Some(2), event)).collect();
-        let of_block = OfBlock { parent_hash: [3; 32], events: &records };
+        let beacon = LocalBeacon::of_chain(&ledger.genesis());
+        let of_block = OfBlock { parent_hash: [3; 32], beacon: beacon.beacon(), events: &records };
         let entries = entries(&runtime, &ledger, &of_block).unwrap();
         let key = schema::key(runtime.metadata(), "System", "Events", ()).unwrap();
         assert_eq!(entries[&key][0], 7 << 2);
