@@ -37,6 +37,8 @@ pub enum Command {
         #[command(subcommand)]
         command: WalletCommand,
     },
+    /// Buy a hotkey a slot on a subnet, with the coldkey of its wallet.
+    Register(RegisterArgs),
 }
 
 /// What can be done with wallets.
@@ -60,6 +62,26 @@ pub struct WalletArgs {
     /// Where wallets are; the official tools' place if it is not said.
     #[arg(long, value_name = "DIR")]
     pub wallets: Option<PathBuf>,
+}
+
+/// The arguments of `register`.
+#[derive(Debug, Clone, Args)]
+pub struct RegisterArgs {
+    /// The chain's address, ws:// or wss://.
+    #[arg(long, value_name = "URL")]
+    pub chain: String,
+    /// The subnet.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub netuid: u16,
+    /// Whose coldkey pays, and for which hotkey.
+    #[command(flatten)]
+    pub wallet: WalletArgs,
+    /// The most it may cost; what it costs at the moment if it is not said.
+    #[arg(long, value_name = "TAO", value_parser = crate::wallet::register::rao)]
+    pub limit_price: Option<u64>,
+    /// Let a development chain's faucet pay.
+    #[arg(long)]
+    pub faucet: bool,
 }
 
 /// The arguments of `chain`.

@@ -698,6 +698,19 @@ mod tests {
     }
 
     #[test]
+    fn the_faucet_fills_a_purse_up_to_what_is_asked() {
+        let mut ledger = ledger();
+        let ask = |balance| Call::DevFund { account: pair(50).hotkey(), balance };
+        for (balance, held) in [(TAO, TAO), (TAO / 2, TAO), (3 * TAO, 3 * TAO)] {
+            assert_eq!(run(&mut ledger, 101, ask(balance)), DONE);
+            assert_eq!(ledger.balance(&pair(50).hotkey()), held);
+        }
+        let failed = Verdict::Included { index: 0, result: Err(DispatchError::BadOrigin) };
+        assert_eq!(run(&mut ledger, 50, ask(u64::MAX)), failed);
+        assert_eq!(ledger.balance(&pair(50).hotkey()), 3 * TAO);
+    }
+
+    #[test]
     fn only_the_owner_and_sudo_trim() {
         let mut genesis = genesis();
         genesis.owner = Some(crate::chain::Owner { coldkey: pair(102).hotkey(), hotkey: pair(1).hotkey() });

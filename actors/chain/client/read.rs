@@ -3,14 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use convoke::chain::{Hyperparameters, Neuron};
+use convoke::chain::{AccountId, Hyperparameters, Neuron};
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid};
+use subxt::ext::scale_decode::DecodeAsType;
 use subxt::rpcs::methods::legacy::NumberOrHex;
 
 use super::commitments::Places;
 use super::failure::Failure;
 use super::link::{Link, Online, answer};
 use super::values::{At, Values, read_hotkeys};
+use crate::chain::server::NODE_NAME;
 use crate::chain::wire::schema::SUBTENSOR;
 use crate::chain::{ChainError, Commitments, Metagraph};
 
@@ -88,6 +90,49 @@ pub(super) async fn metagraph(link: &Link, block: Block) -> Result<Arc<Metagraph
         let read = Arc::new(read.map_err(|failure| failure.at(link, block))?);
         remember(&mut link.caches().metagraphs, block, (hash, Arc::clone(&read)), REMEMBERED);
         Ok(read)
+    })
+    .await
+}
+
+/// What is read of `System.Account`.
+#[derive(DecodeAsType)]
+#[decode_as_type(crate_path = "subxt::ext::scale_decode")]
+struct Account {
+    data: Money,
+}
+
+#[derive(DecodeAsType)]
+#[decode_as_type(crate_path = "subxt::ext::scale_decode")]
+struct Money {
+    free: u64,
+}
+
+/// The account's free balance after a block, in rao.
+pub(super) async fn balance(link: &Link, block: Block, account: &AccountId) -> Result<u64, ChainError> {
+    reading(link, |online| async move {
+        let (_, at) = at(link, &online, block).await?;
+        let mut values = Values::new(&at, link.netuid());
+        values.want("System", "Account", (account.0,))?;
+        values.fetch(&online).await.map_err(|failure| failure.at(link, block))?;
+        Ok(values.get::<Account>("System", "Account", (account.0,))?.map_or(0, |account| account.data.free))
+    })
+    .await
+}
+
+/// Whether the node says that it serves a development chain of ours.
+pub(super) async fn is_development(link: &Link) -> Result<bool, ChainError> {
+    reading(link, |online| async move { Ok(answer(online.rpc.system_name()).await? == NODE_NAME) }).await
+}
+
+/// Whether the subnet is on this chain.
+pub(super) async fn has_subnet(link: &Link, block: Block) -> Result<bool, ChainError> {
+    reading(link, |online| async move {
+        let (_, at) = at(link, &online, block).await?;
+        let mut values = Values::new(&at, link.netuid());
+        values.want(SUBTENSOR, "NetworksAdded", (link.netuid(),))?;
+        values.fetch(&online).await.map_err(|failure| failure.at(link, block))?;
+        // A runtime that does not say it is believed to have it.
+        values.subnet("NetworksAdded", true)
     })
     .await
 }

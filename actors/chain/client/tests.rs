@@ -287,6 +287,11 @@ async fn a_slot_is_bought_within_its_limit_and_the_faucet_gives_once() {
 
     let server = serve(config(Pace::Real));
     let client = connect(&[server.url()]).await;
+    assert!(client.is_development().await.unwrap() && client.has_subnet(Block(0)).await.unwrap());
+    let poor = pair(60).hotkey();
+    assert_eq!(client.dev_fund(poor, 5 * TAO).await, Ok(5 * TAO));
+    assert_eq!(client.dev_fund(poor, TAO).await, Ok(5 * TAO), "it takes nothing away");
+    assert_eq!(server.ledger().balance(&poor), 5 * TAO);
     let ask = |i: u8| client.dev_register(pair(i).hotkey(), Stake(5 * TAO));
     let (a, b) = tokio::join!(ask(20), ask(21));
     let mut uids = [a.unwrap().0, b.unwrap().0];

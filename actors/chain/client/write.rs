@@ -3,7 +3,7 @@
 //! Nothing is sent twice from here. When the connection goes while a call is under way its fate is unknown, and it is for
 //! whoever asked to read back before he asks again.
 
-use convoke::chain::call::ERA_PERIOD;
+use convoke::chain::call::{AccountId, ERA_PERIOD};
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid};
 use subxt::client::OnlineClientAtBlockImpl;
@@ -95,15 +95,34 @@ pub(super) async fn register(
 
 /// Asks a development chain's faucet until the hotkey has what is asked for.
 pub(super) async fn dev_register(link: &Link, hotkey: Hotkey, stake: Stake) -> Result<Uid, ChainError> {
+    let remark = extrinsic::faucet_remark(link.netuid(), &hotkey, stake.0);
+    ask_faucet(link, remark, async |block| registered(link, block, &hotkey, stake).await).await
+}
+
+/// Asks a development chain's faucet until the account has at least this balance, in rao. Answers what it has.
+pub(super) async fn dev_fund(link: &Link, account: &AccountId, balance: u64) -> Result<u64, ChainError> {
+    let given = async |block| {
+        let held = read::balance(link, block, account).await?;
+        Ok((held >= balance).then_some(held))
+    };
+    ask_faucet(link, extrinsic::funds_remark(account, balance), given).await
+}
+
+/// Asks until what was asked for is there at a block.
+async fn ask_faucet<T>(
+    link: &Link,
+    remark: Vec<u8>,
+    given: impl AsyncFn(Block) -> Result<Option<T>, ChainError>,
+) -> Result<T, ChainError> {
     let faucet = faucet();
-    let remark = Value::from_bytes(extrinsic::faucet_remark(link.netuid(), &hotkey, stake.0));
+    let remark = Value::from_bytes(remark);
     let payload = Payload::new("System", "remark", Composite::named([("remark", remark)]));
     let mut heads = link.heads();
     let mut block = link.best().number;
     let mut outcome = Outcome::Unknown;
     for _ in 0..FAUCET_ATTEMPTS {
-        if let Some(uid) = registered(link, block, &hotkey, stake).await? {
-            return Ok(uid);
+        if let Some(given) = given(block).await? {
+            return Ok(given);
         }
         outcome = Asked { link, signer: &faucet, is_commitment: false }.send(&payload).await?;
         match &outcome {

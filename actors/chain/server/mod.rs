@@ -43,6 +43,9 @@ mod state;
 mod store;
 mod subscriptions;
 
+/// What the server calls itself; no other node of a Substrate chain does.
+pub(super) const NODE_NAME: &str = "convoke";
+
 /// Connections at once: a full subnet's nodes, and people who look.
 const CONNECTIONS_MAX: u32 = 512;
 /// Subscriptions of one connection; a client has two heads and a call.

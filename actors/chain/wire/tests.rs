@@ -12,7 +12,7 @@ use subxt::ext::frame_decode::extrinsics::encode_call_data;
 use subxt::ext::scale_value::{Composite, Value};
 
 use super::entries::{OfBlock, entries};
-use super::extrinsic::{self, EXTRINSIC_BYTES_MAX, blake2_256, faucet_remark};
+use super::extrinsic::{self, EXTRINSIC_BYTES_MAX, blake2_256, faucet_remark, funds_remark};
 use super::fields::{Registration, to_info};
 use super::schema::{DRAND, SUBTENSOR};
 use super::*;
@@ -131,6 +131,7 @@ fn every_event_and_error_that_the_ledger_has_is_encoded() {
         convoke::chain::Event::NeuronRegistered { uid: convoke::terms::Uid(3), hotkey: pair(1).hotkey() },
         convoke::chain::Event::WeightsSet { uid: convoke::terms::Uid(3) },
         convoke::chain::Event::Commitment { who: pair(1).hotkey() },
+        convoke::chain::Event::Funded { account: pair(1).hotkey(), amount: 1 << 40 },
     ];
     for runtime in runtimes() {
         let told: Vec<_> = all.iter().filter_map(|event| events::of_ledger(&runtime, NETUID, event)).collect();
@@ -147,7 +148,7 @@ fn every_event_and_error_that_the_ledger_has_is_encoded() {
         let of_block = OfBlock { parent_hash: [3; 32], beacon: beacon.beacon(), events: &records };
         let entries = entries(&runtime, &ledger, &of_block).unwrap();
         let key = schema::key(runtime.metadata(), "System", "Events", ()).unwrap();
-        assert_eq!(entries[&key][0], 7 << 2);
+        assert_eq!(entries[&key][0], 8 << 2);
     }
 }
 
@@ -229,6 +230,10 @@ fn a_signed_call_says_who_asks_for_what_and_until_when() {
         let remark = Value::from_bytes(faucet_remark(7, &pair(3).hotkey(), 99));
         let bytes = signed(&runtime, &pair(2), "System", "remark", Composite::named([("remark", remark)]));
         let call = Call::DevRegister { netuid: 7, hotkey: pair(3).hotkey(), stake: 99 };
+        assert_eq!(verify(&runtime, &bytes, 71).unwrap().call, call);
+        let remark = Value::from_bytes(funds_remark(&pair(4).hotkey(), 1 << 40));
+        let bytes = signed(&runtime, &pair(2), "System", "remark", Composite::named([("remark", remark)]));
+        let call = Call::DevFund { account: pair(4).hotkey(), balance: 1 << 40 };
         assert_eq!(verify(&runtime, &bytes, 71).unwrap().call, call);
     }
 }
