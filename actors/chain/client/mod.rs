@@ -28,6 +28,8 @@ use super::{ChainError, ChainFuture, ChainRead, ChainWrite, Commitments, Heads, 
 use link::Link;
 
 mod commitments;
+#[cfg(test)]
+mod cost;
 mod failure;
 mod link;
 mod read;

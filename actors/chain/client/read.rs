@@ -8,6 +8,8 @@ use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid};
 use subxt::ext::scale_decode::DecodeAsType;
 use subxt::rpcs::methods::legacy::NumberOrHex;
 
+use tokio::sync::OnceCell;
+
 use super::commitments::Places;
 use super::failure::Failure;
 use super::link::{Link, Online, answer};
@@ -21,13 +23,28 @@ const ATTEMPTS: usize = 3;
 /// Blocks whose reads are remembered: the last of a round, and its edges.
 pub(super) const REMEMBERED: usize = 64;
 
-/// What was read, by block; a block is named by its hash too, since a fork may replace it.
+/// What is read of a block: once, whoever asks for it and however many at the same time. A block is named by its hash
+/// too, since a fork may replace it.
+pub(super) type Cells<T> = BTreeMap<(u64, BlockHash), Arc<OnceCell<Arc<T>>>>;
+
+/// What was read.
 #[derive(Default)]
 pub(super) struct Caches {
-    pub(super) metagraphs: BTreeMap<u64, (BlockHash, Arc<Metagraph>)>,
-    pub(super) commitments: BTreeMap<u64, (BlockHash, Arc<Commitments>)>,
+    pub(super) metagraphs: Cells<Metagraph>,
+    pub(super) commitments: Cells<Commitments>,
+    /// The hashes of blocks that will not be replaced.
+    hashes: BTreeMap<u64, BlockHash>,
     /// The places of the commitments that a final block made.
     pub(super) places: BTreeMap<u64, Arc<Places>>,
+}
+
+/// Where a block's reading is, or is to be; there are those of the youngest [`REMEMBERED`].
+pub(super) fn cell<T>(cells: &mut Cells<T>, block: Block, hash: BlockHash) -> Arc<OnceCell<Arc<T>>> {
+    let cell = Arc::clone(cells.entry((block.0, hash)).or_default());
+    while cells.len() > REMEMBERED {
+        cells.pop_first();
+    }
+    cell
 }
 
 /// Keeps a value of a block, and those of the youngest `n` blocks.
@@ -69,27 +86,37 @@ pub(super) async fn hash_of(online: &Online, number: Block) -> Result<Option<Blo
     Ok(hash.map(|hash| BlockHash(hash.0)))
 }
 
-/// The chain at a block that must be there.
-pub(super) async fn at(link: &Link, online: &Online, block: Block) -> Result<(BlockHash, At), Failure> {
+/// The hash of a block that must be there; of one that is final it is asked once.
+pub(super) async fn hash_at(link: &Link, online: &Online, block: Block) -> Result<BlockHash, Failure> {
+    let known = link.caches().hashes.get(&block.0).copied();
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let is_final = block <= link.finalized().number;
     let hash = hash_of(online, block).await?;
-    let missing = || Failure::Answer(ChainError::NotYet { block, best: link.best().number });
-    let hash = hash.ok_or_else(missing)?;
-    Ok((hash, online.at(block, hash).await.map_err(|failure| failure.at(link, block))?))
+    let hash = hash.ok_or_else(|| Failure::Answer(ChainError::NotYet { block, best: link.best().number }))?;
+    if is_final {
+        remember(&mut link.caches().hashes, block, hash, REMEMBERED);
+    }
+    Ok(hash)
+}
+
+/// The chain at a block that must be there.
+pub(super) async fn at(link: &Link, online: &Online, block: Block, hash: BlockHash) -> Result<At, Failure> {
+    online.at(block, hash).await.map_err(|failure| failure.at(link, block))
 }
 
 /// The subnet after a block.
 pub(super) async fn metagraph(link: &Link, block: Block) -> Result<Arc<Metagraph>, ChainError> {
     reading(link, |online| async move {
-        let (hash, at) = at(link, &online, block).await?;
-        let known =
-            link.caches().metagraphs.get(&block.0).filter(|known| known.0 == hash).map(|known| Arc::clone(&known.1));
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let read = read_metagraph(&online, &at, link.netuid(), block).await;
-        let read = Arc::new(read.map_err(|failure| failure.at(link, block))?);
-        remember(&mut link.caches().metagraphs, block, (hash, Arc::clone(&read)), REMEMBERED);
-        Ok(read)
+        let hash = hash_at(link, &online, block).await?;
+        let cell = cell(&mut link.caches().metagraphs, block, hash);
+        let read = async || {
+            let at = at(link, &online, block, hash).await?;
+            let read = read_metagraph(&online, &at, link.netuid(), block).await;
+            read.map(Arc::new).map_err(|failure| failure.at(link, block))
+        };
+        cell.get_or_try_init(read).await.map(Arc::clone)
     })
     .await
 }
@@ -110,7 +137,7 @@ struct Money {
 /// The account's free balance after a block, in rao.
 pub(super) async fn balance(link: &Link, block: Block, account: &AccountId) -> Result<u64, ChainError> {
     reading(link, |online| async move {
-        let (_, at) = at(link, &online, block).await?;
+        let at = at(link, &online, block, hash_at(link, &online, block).await?).await?;
         let mut values = Values::new(&at, link.netuid());
         values.want("System", "Account", (account.0,))?;
         values.fetch(&online).await.map_err(|failure| failure.at(link, block))?;
@@ -127,7 +154,7 @@ pub(super) async fn is_development(link: &Link) -> Result<bool, ChainError> {
 /// Whether the subnet is on this chain.
 pub(super) async fn has_subnet(link: &Link, block: Block) -> Result<bool, ChainError> {
     reading(link, |online| async move {
-        let (_, at) = at(link, &online, block).await?;
+        let at = at(link, &online, block, hash_at(link, &online, block).await?).await?;
         let mut values = Values::new(&at, link.netuid());
         values.want(SUBTENSOR, "NetworksAdded", (link.netuid(),))?;
         values.fetch(&online).await.map_err(|failure| failure.at(link, block))?;
@@ -180,7 +207,7 @@ async fn read_metagraph(online: &Online, at: &At, netuid: u16, block: Block) -> 
     values.want("Commitments", "MaxSpace", ())?;
     values.want_schedule()?;
     values.fetch(online).await?;
-    let hotkeys = read_hotkeys(online, &mut values).await?;
+    let hotkeys = read_hotkeys(online, &mut values, &["BlockAtRegistration"]).await?;
     for hotkey in &hotkeys {
         values.want(SUBTENSOR, "Owner", (hotkey.0,))?;
         values.want(SUBTENSOR, "TotalHotkeyAlpha", (hotkey.0, netuid))?;

@@ -110,15 +110,21 @@ impl<'a> Values<'a> {
     }
 }
 
-/// Who is in which slot; it also fetches when they took it.
-pub(super) async fn read_hotkeys(online: &Online, values: &mut Values<'_>) -> Result<Vec<Hotkey>, Failure> {
+/// Who is in which slot. Other entries by slot are fetched with it.
+pub(super) async fn read_hotkeys(
+    online: &Online,
+    values: &mut Values<'_>,
+    others: &[&str],
+) -> Result<Vec<Hotkey>, Failure> {
     let (netuid, n) = (values.netuid, values.subnet::<u16>("SubnetworkN", 0)?);
     if n > UIDS_MAX {
         return Err(Failure::Answer(ChainError::Foreign { reason: format!("a subnet of {n} neurons") }));
     }
     for uid in 0..n {
         values.want(SUBTENSOR, "Keys", (netuid, uid))?;
-        values.want(SUBTENSOR, "BlockAtRegistration", (netuid, uid))?;
+        for entry in others {
+            values.want(SUBTENSOR, entry, (netuid, uid))?;
+        }
     }
     values.fetch(online).await?;
     let hotkey = |uid| Ok(Hotkey(values.get(SUBTENSOR, "Keys", (netuid, uid))?.unwrap_or_default()));
