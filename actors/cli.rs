@@ -37,6 +37,8 @@ pub enum Command {
         #[command(subcommand)]
         command: WalletCommand,
     },
+    /// Buy a hotkey a slot on a subnet, with the coldkey of its wallet.
+    Register(RegisterArgs),
 }
 
 /// What can be done with wallets.
@@ -62,6 +64,26 @@ pub struct WalletArgs {
     pub wallets: Option<PathBuf>,
 }
 
+/// The arguments of `register`.
+#[derive(Debug, Clone, Args)]
+pub struct RegisterArgs {
+    /// The chain's address, ws:// or wss://.
+    #[arg(long, value_name = "URL")]
+    pub chain: String,
+    /// The subnet.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub netuid: u16,
+    /// Whose coldkey pays, and for which hotkey.
+    #[command(flatten)]
+    pub wallet: WalletArgs,
+    /// The most it may cost; what it costs at the moment if it is not said.
+    #[arg(long, value_name = "TAO", value_parser = crate::wallet::register::rao)]
+    pub limit_price: Option<u64>,
+    /// Let a development chain's faucet pay.
+    #[arg(long)]
+    pub faucet: bool,
+}
+
 /// The arguments of `chain`.
 #[derive(Debug, Clone, Args)]
 pub struct ChainArgs {
@@ -83,6 +105,9 @@ pub struct ChainArgs {
     /// Tells chains apart that are equal otherwise.
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
+    /// Have validators commit weights under a lock that the chain opens an epoch later, so that nobody copies them.
+    #[arg(long)]
+    pub commit_reveal: bool,
     /// Allow calls that make things go wrong: the namespace dev_.
     #[arg(long)]
     pub dev_faults: bool,

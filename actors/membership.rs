@@ -50,13 +50,14 @@ impl Membership {
             _ => serve_or_find(config)?,
         };
         let membership = Self { client: connect(config, endpoints.clone()).await?, served };
-        if config.chain.endpoints().is_empty() && !membership.client.is_development() {
+        let is_development = membership.client.is_development().await.context("the chain cannot be read")?;
+        if config.chain.endpoints().is_empty() && !is_development {
             let listen = config.chain.listen;
             bail!(
                 "{listen} serves a chain that is no development chain: name it with --chain, or choose another chain.listen"
             );
         }
-        match take_slot(config, &membership.client, hotkey, &endpoints).await {
+        match take_slot(config, &membership.client, is_development, hotkey, &endpoints).await {
             Ok(()) => Ok(membership),
             Err(error) => {
                 membership.leave().await;
@@ -102,9 +103,15 @@ async fn connect(config: &NodeConfig, endpoints: Vec<String>) -> anyhow::Result<
     Client::connect(client_config).await.with_context(|| format!("the chain at {urls} cannot be joined"))
 }
 
-async fn take_slot(config: &NodeConfig, client: &Client, hotkey: Hotkey, urls: &[String]) -> anyhow::Result<()> {
+async fn take_slot(
+    config: &NodeConfig,
+    client: &Client,
+    is_development: bool,
+    hotkey: Hotkey,
+    urls: &[String],
+) -> anyhow::Result<()> {
     let validates = config.node.role.validates();
-    if client.is_development() {
+    if is_development {
         let stake = if validates { DEVELOPMENT_STAKE } else { Stake(0) };
         let slot = client.dev_register(hotkey, stake).await;
         slot.context("the development chain's faucet gives this node no slot")?;

@@ -39,6 +39,7 @@ fn start(args: &ChainArgs) -> anyhow::Result<ChainServer> {
         faults: args.dev_faults,
         ..ServerConfig::new(args.listen, Duration::from_millis(args.block_ms))
     };
-    let genesis = development_genesis(args.netuid, args.seed);
+    let mut genesis = development_genesis(args.netuid, args.seed);
+    genesis.hyperparameters.commit_reveal_weights_enabled = args.commit_reveal;
     ChainServer::start(&genesis, config).context("the chain cannot be served")
 }

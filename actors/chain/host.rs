@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use convoke::chain::commit_reveal::Moment;
+use convoke::chain::timelock::{LocalBeacon, LockedWeights, SeededRng};
 use convoke::chain::{Call, Genesis, GenesisError, Ledger, Metagraph, SignedCall};
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid, Weight};
@@ -107,6 +109,8 @@ pub(super) struct Shared {
     pub(super) block_time: Duration,
     pub(super) finality_depth: u64,
     pub(super) pace: Pace,
+    /// Opens what is locked on a chain where weights are committed first.
+    pub(super) beacon: LocalBeacon,
     pub(super) chain: Mutex<Chain>,
     pub(super) heads: watch::Sender<Heads>,
     /// Held while a block is made; `None` without a file, or once stopped.
@@ -165,6 +169,7 @@ impl Host {
         info!(block = best.number.0, hash = best.hash.short(), genesis = ledger.genesis().short(), "chain hosted");
         let shared = Arc::new(Shared {
             genesis: ledger.genesis(),
+            beacon: LocalBeacon::of_chain(&ledger.genesis()),
             netuid: ledger.netuid(),
             block_time: config.block_time,
             finality_depth: config.finality_depth,
@@ -360,14 +365,46 @@ impl ChainWrite for HostWriter {
     }
 
     fn set_weights(&self, weights: Vec<(Uid, Weight)>, version_key: u64) -> ChainFuture<'_, Outcome> {
-        let (dests, weights) = weights.into_iter().map(|(uid, weight)| (uid.0, weight.0)).unzip();
-        submit(&self.shared, &self.signer, Call::SetWeights { netuid: self.shared.netuid, dests, weights, version_key })
+        match weights_call(&self.shared, &self.signer, weights, version_key) {
+            Ok(call) => submit(&self.shared, &self.signer, call),
+            Err(error) => Box::pin(std::future::ready(Err(error))),
+        }
     }
 
     fn register(&self, coldkey: HotkeyPair, limit_price: u64) -> ChainFuture<'_, Outcome> {
         let (netuid, hotkey) = (self.shared.netuid, self.signer.hotkey());
         submit(&self.shared, &coldkey, Call::RegisterLimit { netuid, hotkey, limit_price })
     }
+}
+
+/// The call by which the chain takes these weights: at once, or locked until the epoch in which it opens them.
+fn weights_call(
+    shared: &Shared,
+    signer: &HotkeyPair,
+    weights: Vec<(Uid, Weight)>,
+    version_key: u64,
+) -> Result<Call, ChainError> {
+    let (dests, weights) = weights.into_iter().map(|(uid, weight)| (uid.0, weight.0)).unzip();
+    let chain = shared.chain();
+    let (schedule, header) = (chain.ledger.schedule(), chain.ledger.header());
+    let hyperparameters = chain.ledger.metagraph().hyperparameters;
+    if !hyperparameters.commit_reveal_weights_enabled {
+        return Ok(Call::SetWeights { netuid: shared.netuid, dests, weights, version_key });
+    }
+    let moment = Moment {
+        netuid: shared.netuid,
+        head: header.number,
+        schedule: &schedule,
+        reveal_period_epochs: hyperparameters.reveal_period_epochs,
+        beacon: shared.beacon.beacon(),
+        now_ms: header.timestamp_ms,
+        block_time_ms: u64::try_from(shared.block_time.as_millis()).unwrap_or(u64::MAX),
+    };
+    let locked = LockedWeights { hotkey: signer.hotkey(), uids: dests, values: weights, version_key };
+    // From a signature that nobody else can make nor ever sees: as good as random, and the same in every run.
+    let seed = [&chain.ledger.hash().0[..], &locked.encode()].concat();
+    let call = moment.promise(&locked, &mut SeededRng::new(&signer.sign(&seed)));
+    call.map_err(|error| ChainError::Foreign { reason: error.to_string() })
 }
 
 /// Signs the call on the best block and puts it into the pool, at once; its fate comes with the future.

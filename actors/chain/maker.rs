@@ -28,7 +28,9 @@ pub(super) async fn make_block(shared: &Arc<Shared>) -> Result<BlockRef, ChainEr
         let committed = chain.views.last_key_value().map(|(_, view)| Arc::clone(&view.commitments));
         (chain.ledger.clone(), chain.pool.ready(block), committed)
     };
-    let (_, receipts) = ledger.step(timestamp_ms(shared, ledger.header().timestamp_ms), &calls);
+    let timestamp_ms = timestamp_ms(shared, ledger.header().timestamp_ms);
+    ledger.follow(&shared.beacon, timestamp_ms);
+    let (_, receipts) = ledger.step(timestamp_ms, &calls);
     let view = View::of(&ledger, committed);
     let ledger = persist(store, ledger, view.clone()).await?;
     debug!(block = view.block.number.0, hash = view.block.hash.short(), calls = calls.len(), "block made");

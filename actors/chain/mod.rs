@@ -42,9 +42,6 @@ pub use outcome::{Class, Outcome};
 pub use server::{ChainServer, ServeError, ServerConfig};
 pub use wire::{Runtime, WireError};
 
-/// What a development chain says it is called: on it, and nowhere else, a faucet gives slots and stake.
-pub const DEVELOPMENT_CHAIN: &str = "Convoke development chain";
-
 /// What a call to the chain resolves to; boxed, so that the traits can be objects.
 pub type ChainFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, ChainError>> + Send + 'a>>;
 
@@ -152,7 +149,8 @@ pub trait ChainWrite: Send + Sync + 'static {
     /// Overwrites the hotkey's commitment.
     fn commit(&self, fields: Vec<Vec<u8>>) -> ChainFuture<'_, Outcome>;
 
-    /// Sets the hotkey's weights.
+    /// Sets the hotkey's weights, or where the chain wants it commits them under a lock that it opens an epoch later.
+    /// Either way the call's block is the neuron's last update.
     fn set_weights(&self, weights: Vec<(Uid, Weight)>, version_key: u64) -> ChainFuture<'_, Outcome>;
 
     /// Buys the hotkey a slot with this coldkey, unless it costs more than the limit, in rao. A one-shot command's: the

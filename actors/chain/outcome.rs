@@ -108,6 +108,8 @@ impl Class {
             | "MaxWeightExceeded"
             | "IncorrectWeightVersionKey"
             | "TooManyFieldsInCommitmentInfo" => Self::BadArgs,
+            // The subnet's owner changed how weights are taken after the call was made.
+            "CommitRevealEnabled" | "CommitRevealDisabled" => Self::Transient,
             _ => Self::Fatal,
         }
     }
@@ -174,6 +176,8 @@ mod tests {
         assert_eq!(class(DispatchError::CommittingWeightsTooFast), Class::RateLimited(Block(7)));
         assert_eq!(class(DispatchError::TooManyUnrevealedCommits), Class::RateLimited(Block(7)));
         assert_eq!(class(DispatchError::IncorrectCommitRevealVersion), Class::Fatal);
+        assert_eq!(class(DispatchError::CommitRevealEnabled), Class::Transient);
+        assert_eq!(class(DispatchError::CommitRevealDisabled), Class::Transient);
         assert_eq!(Class::of_custom(15, Block(7)), Class::Transient);
         assert_eq!(class(DispatchError::SubnetNotExists), Class::Fatal);
         assert_eq!(Class::of_dispatch("SomethingOfATomorrowsRuntime", Block(7)), Class::Fatal);

@@ -352,3 +352,26 @@ async fn a_config_that_cannot_work_is_refused() {
     let unowned: Hotkey = host::faucet().hotkey();
     assert_eq!(development_genesis(NETUID, 0).sudo, Some(unowned));
 }
+
+#[tokio::test]
+async fn weights_are_committed_where_the_chain_wants_it_and_opened_by_it() {
+    let run = async || {
+        let mut genesis = genesis();
+        genesis.hyperparameters.commit_reveal_weights_enabled = true;
+        let host = Host::start(&genesis, config(Pace::OnDemand)).unwrap();
+        host.dev_register(pair(1).hotkey(), Stake(TAO)).await.unwrap();
+        host.dev_register(pair(2).hotkey(), Stake(0)).await.unwrap();
+        host.mine(10).await.unwrap();
+        let writer = host.connect(pair(1));
+        let committed = included_at(&mined(&host, writer.set_weights(vec![(Uid(1), Weight(9))], 0)).await);
+        let reader = host.reader();
+        let metagraph = reader.metagraph(Block(committed)).await.unwrap();
+        assert_eq!(metagraph.neurons[0].last_update, Block(committed));
+        // Opened in the epoch after their own, they count in the one after that.
+        host.mine(20).await.unwrap();
+        let best = reader.heads().borrow().best;
+        assert_eq!(reader.metagraph(best.number).await.unwrap().neurons[1].incentive, u16::MAX);
+        best.hash
+    };
+    assert_eq!(run().await, run().await, "a run gives the same hashes every time");
+}

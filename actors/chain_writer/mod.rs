@@ -456,8 +456,9 @@ async fn committed(parts: &Parts, commitment: &Commitment, at: Block) -> Option<
     (committed.fields == commitment.to_fields()).then_some(committed.block)
 }
 
-/// The block in which the hotkey's weights were set, if it was after `since`. The chain scales weights, so what it shows is
-/// not what was sent; but only this node sets them.
+/// The block in which the hotkey's weights were set, or committed where the chain opens them an epoch later, if it was after
+/// `since`: either dates the neuron. The weights themselves are not compared: the chain hides or scales what was sent; but
+/// only this node sends any.
 async fn updated(parts: &Parts, since: Block, at: Block) -> Option<Block> {
     let metagraph = timeout(patience(parts), parts.chain.metagraph(at)).await.ok()?.ok()?;
     let last_update = metagraph.by_hotkey(&parts.keypair.hotkey())?.last_update;

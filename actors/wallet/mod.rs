@@ -20,6 +20,7 @@ use rand_core::{OsRng, RngCore};
 pub mod command;
 mod key_file;
 pub mod prompt;
+pub mod register;
 mod sealed;
 
 pub use key_file::{Key, KeyFileError};

@@ -128,6 +128,14 @@ pub enum Call {
         /// Slots from now on.
         max_n: u16,
     },
+    /// The development chain's faucet, for money: a free balance is raised to what is asked and never lowered. Signed by
+    /// the genesis's `sudo`.
+    DevFund {
+        /// Whose.
+        account: AccountId,
+        /// Balance it has at least, in rao.
+        balance: u64,
+    },
 }
 
 impl Call {

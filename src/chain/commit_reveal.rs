@@ -352,7 +352,7 @@ fn blake2_256(bytes: &[u8]) -> [u8; 32] {
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::timelock::{LocalBeacon, TestRng};
+    use super::super::timelock::{LOCAL_PERIOD_MS, LocalBeacon, SeededRng};
     use super::*;
     use crate::chain::{Genesis, GenesisNeuron, Invalid, Ledger, SignedCall, Verdict};
     use crate::hotkey::HotkeyPair;
@@ -408,7 +408,7 @@ mod tests {
     fn locked(author: u8, values: [u16; 3], round: u64) -> Call {
         let weights =
             LockedWeights { hotkey: pair(author).hotkey(), uids: vec![0, 1, 2], values: values.into(), version_key: 0 };
-        let commit = beacon().beacon().lock(round, &weights.encode(), &mut TestRng::new(author)).unwrap();
+        let commit = beacon().beacon().lock(round, &weights.encode(), &mut SeededRng::new(&[author])).unwrap();
         Call::CommitTimelockedWeights { netuid: NETUID, commit, reveal_round: round, commit_reveal_version: 4 }
     }
 
@@ -490,7 +490,7 @@ mod tests {
     fn every_check_of_weights_is_made_again_at_the_reveal() {
         let mut ledger = ledger(1);
         let far = LockedWeights { hotkey: pair(1).hotkey(), uids: vec![0, 7], values: vec![1, 1], version_key: 0 };
-        let commit = beacon().beacon().lock(5, &far.encode(), &mut TestRng::new(1)).unwrap();
+        let commit = beacon().beacon().lock(5, &far.encode(), &mut SeededRng::new(&[1])).unwrap();
         let (reveal_round, commit_reveal_version) = (5, COMMIT_REVEAL_VERSION);
         let call = Call::CommitTimelockedWeights { netuid: NETUID, commit, reveal_round, commit_reveal_version };
         assert_eq!(run(&mut ledger, 1, call), DONE, "nobody can look inside");
@@ -571,7 +571,7 @@ mod tests {
             };
             let hotkey = pair(1).hotkey();
             let weights = LockedWeights { hotkey, uids: vec![0, 1, 2], values: VALUES.into(), version_key: 0 };
-            let call = moment.promise(&weights, &mut TestRng::new(1)).unwrap();
+            let call = moment.promise(&weights, &mut SeededRng::new(&[1])).unwrap();
             let Call::CommitTimelockedWeights { reveal_round, .. } = call else { unreachable!() };
             let call = sign(&ledger, 1, call);
             prop_assert_eq!(next(&mut ledger, &[call]), Some(DONE));
@@ -586,6 +586,44 @@ mod tests {
             }
             prop_assert_eq!(ledger.weights(Uid(0)), STORED, "round {}", reveal_round);
         }
+    }
+
+    #[test]
+    fn a_chain_follows_its_own_beacon_as_far_as_somebody_waits_for_it() {
+        let mut ledger = ledger(1);
+        let beacon = LocalBeacon::of_chain(&ledger.genesis());
+        let next = |ledger: &mut Ledger, calls: &[SignedCall]| {
+            let now = ledger.header().timestamp_ms + 1000;
+            ledger.follow(&beacon, now);
+            ledger.step(now, calls).1.first().map(|receipt| receipt.verdict)
+        };
+        let schedule = ledger.schedule();
+        let moment = Moment {
+            netuid: NETUID,
+            head: Block(0),
+            schedule: &schedule,
+            reveal_period_epochs: 1,
+            beacon: beacon.beacon(),
+            now_ms: ledger.header().timestamp_ms,
+            block_time_ms: 1000,
+        };
+        let weights =
+            LockedWeights { hotkey: pair(1).hotkey(), uids: vec![0, 1, 2], values: VALUES.into(), version_key: 0 };
+        let call = moment.promise(&weights, &mut SeededRng::new(&[1])).unwrap();
+        let call = sign(&ledger, 1, call);
+        assert_eq!(next(&mut ledger, &[call]), Some(DONE));
+        for _ in 0..14 {
+            next(&mut ledger, &[]);
+        }
+        assert_eq!(ledger.weights(Uid(0)), STORED);
+        // A pulse a block, a hundred rounds apart, and the one that was waited for.
+        assert_eq!(ledger.pulses().count(), 16);
+        assert_eq!(ledger.last_round(), ledger.header().timestamp_ms / LOCAL_PERIOD_MS + 1);
+        assert!(ledger.pulses().all(|pulse| beacon.beacon().made(&pulse)));
+        // Where weights are not committed there is no beacon.
+        let mut open = Ledger::new(&Genesis::new(NETUID, 1, 1_000)).unwrap();
+        next(&mut open, &[]);
+        assert_eq!(open.last_round(), 0);
     }
 
     const SALT: [u16; 2] = [8, 9];

@@ -17,7 +17,7 @@ use super::genesis::{Genesis, GenesisError};
 use super::metagraph::{Committed, Metagraph};
 use super::schedule::EpochSchedule;
 use super::state::State;
-use super::timelock::Pulse;
+use super::timelock::{LocalBeacon, Pulse};
 use crate::terms::{Block, BlockHash, Hotkey, Uid};
 
 pub use super::state::Event;
@@ -153,6 +153,20 @@ impl Ledger {
     /// The host vouches for them. One whose round is not after every other's is not taken.
     pub fn announce(&mut self, pulses: impl IntoIterator<Item = Pulse>) {
         self.announced.extend(pulses);
+    }
+
+    /// Announces what the next block, of this time, holds of the chain's own beacon: the newest round, and those before
+    /// it that a commit waits for. The rounds that nobody asks for are left out, so that a beacon of many rounds a block
+    /// costs no more than one of few. Nothing where weights are not committed first.
+    pub fn follow(&mut self, beacon: &LocalBeacon, timestamp_ms: u64) {
+        if !self.state.subnet.hyperparameters.commit_reveal_weights_enabled {
+            return;
+        }
+        let (last, newest) = (self.last_round(), beacon.beacon().round_at(timestamp_ms));
+        let awaited = self.timelocked_commits().values().flatten().map(|commit| commit.reveal_round);
+        let rounds: BTreeSet<u64> =
+            awaited.chain([newest]).filter(|round| (last + 1..=newest).contains(round)).collect();
+        self.announce(rounds.into_iter().map(|round| beacon.pulse(round)));
     }
 
     fn make_block(&mut self, timestamp_ms: u64, entrants: Vec<Entrant>) -> (Vec<Event>, Vec<Receipt>) {
@@ -681,6 +695,19 @@ mod tests {
         assert_eq!(ledger.metagraph().neurons[3..], [neuron]);
         let failed = Verdict::Included { index: 0, result: Err(DispatchError::BadOrigin) };
         assert_eq!(run(&mut ledger, 100, ask(TAO)), failed);
+    }
+
+    #[test]
+    fn the_faucet_fills_a_purse_up_to_what_is_asked() {
+        let mut ledger = ledger();
+        let ask = |balance| Call::DevFund { account: pair(50).hotkey(), balance };
+        for (balance, held) in [(TAO, TAO), (TAO / 2, TAO), (3 * TAO, 3 * TAO)] {
+            assert_eq!(run(&mut ledger, 101, ask(balance)), DONE);
+            assert_eq!(ledger.balance(&pair(50).hotkey()), held);
+        }
+        let failed = Verdict::Included { index: 0, result: Err(DispatchError::BadOrigin) };
+        assert_eq!(run(&mut ledger, 50, ask(u64::MAX)), failed);
+        assert_eq!(ledger.balance(&pair(50).hotkey()), 3 * TAO);
     }
 
     #[test]

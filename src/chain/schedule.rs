@@ -43,6 +43,23 @@ pub enum ScheduleError {
 }
 
 impl EpochSchedule {
+    /// The schedule after `head` of runtimes that keep none (before about spec 400): epochs are at the blocks for which
+    /// (block + netuid + 1) mod (tempo + 1) = 0, and a block's epoch is the quotient.
+    #[must_use]
+    pub fn of_block_numbers(netuid: u16, tempo: u16, head: Block) -> Self {
+        if tempo == 0 {
+            return Self { tempo, last_epoch: 0, pending_epoch_at: 0, epoch_index: 0, blocks_since_last_step: 0 };
+        }
+        let (offset, length) = (u64::from(netuid) + 1, u64::from(tempo) + 1);
+        let epoch_index = head.0.saturating_add(offset) / length;
+        // Told as the one that is pending, since the one before may be before the chain's first block.
+        let next = (epoch_index + 1).saturating_mul(length).saturating_sub(offset);
+        let last_epoch = next.saturating_sub(length);
+        let blocks_since_last_step = head.0.saturating_sub(last_epoch);
+        let tempo = tempo.saturating_add(1);
+        Self { tempo, last_epoch, pending_epoch_at: next, epoch_index, blocks_since_last_step }
+    }
+
     /// Whether an epoch runs in this block, the first after those that were counted.
     #[must_use]
     pub fn is_due(&self, block: Block) -> bool {
@@ -139,6 +156,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_chain_without_a_schedule_has_its_epochs_by_number(
+            netuid in 0_u16..40, tempo in 1_u16..30, head in 0_u64..200, period in 1_u64..4,
+        ) {
+            let index = |block: u64| (block + u64::from(netuid) + 1) / (u64::from(tempo) + 1);
+            let mut schedule = EpochSchedule::of_block_numbers(netuid, tempo, Block(head));
+            let first = (head + 1..).find(|&block| index(block) == index(head + 1) + period).unwrap();
+            prop_assert_eq!(schedule.reveal_block(Block(head), period), Ok(Block(first)));
+            prop_assert_eq!(schedule.epoch_index, index(head));
+            for block in head + 1..head + 100 {
+                let said = schedule.next().unwrap();
+                prop_assert_eq!(schedule.epoch_at(Block(block)), index(block));
+                let runs = (block + u64::from(netuid) + 1).is_multiple_of(u64::from(tempo) + 1);
+                prop_assert_eq!(schedule.pass(Block(block)), runs);
+                prop_assert_eq!(said == Block(block), runs);
+            }
+        }
+
         #[test]
         fn every_epoch_is_where_the_one_before_said(
             last in 0_u64..50, pending in 0_u64..90, tempo in 1_u16..30, blocks in 1_u64..120,

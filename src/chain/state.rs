@@ -77,6 +77,13 @@ pub enum Event {
         /// How much, in rao.
         amount: u64,
     },
+    /// The faucet gave money.
+    Funded {
+        /// To whom.
+        account: AccountId,
+        /// How much, in rao.
+        amount: u64,
+    },
     /// The subnet has fewer slots, and perhaps other uids: no event of the chain's, which says nothing.
     Trimmed {
         /// How many.
@@ -239,6 +246,7 @@ impl State {
             Call::DevRegister { netuid, hotkey, stake } => {
                 self.dev_register(call.signer, *netuid, *hotkey, *stake, block)?
             }
+            Call::DevFund { account, balance } => self.dev_fund(call.signer, *account, *balance)?,
             Call::SudoTrimToMaxAllowedUids { netuid, max_n } => self.trim(call.signer, *netuid, *max_n, block)?,
             Call::CommitTimelockedWeights { netuid, commit, reveal_round, commit_reveal_version: version } => {
                 let promise = Timelocked { netuid: *netuid, commit, reveal_round: *reveal_round, version: *version };
@@ -328,6 +336,16 @@ impl State {
         let stake = self.stakes.entry(hotkey).or_default();
         *stake = stake.saturating_add(amount);
         Ok(Event::StakeAdded { hotkey, amount })
+    }
+
+    fn dev_fund(&mut self, signer: AccountId, account: AccountId, balance: u64) -> Result<Event, DispatchError> {
+        if self.sudo != Some(signer) {
+            return Err(DispatchError::BadOrigin);
+        }
+        let held = self.balances.entry(account).or_default();
+        let amount = balance.saturating_sub(*held);
+        *held += amount;
+        Ok(Event::Funded { account, amount })
     }
 
     fn dev_register(

@@ -50,6 +50,14 @@ pub struct Pulse {
     pub signature: [u8; SIGNATURE_BYTES],
 }
 
+impl Pulse {
+    /// What drand offers as random: the SHA-256 of the signature.
+    #[must_use]
+    pub fn randomness(&self) -> [u8; 32] {
+        Sha256::digest(self.signature).into()
+    }
+}
+
 /// A beacon: whose signatures, and when.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beacon {
@@ -204,6 +212,10 @@ fn take_array<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], TimelockError
     take_prefixed(rest)?.try_into().map_err(|_| TimelockError::Layout)
 }
 
+/// Milliseconds between two rounds of a development chain's beacon: less than its fastest blocks, so that weights can be
+/// locked until a block however short its epochs are.
+pub const LOCAL_PERIOD_MS: u64 = 10;
+
 /// A beacon whose secret everybody knows, for a chain of one's own: it keeps time, not secrets from those who look.
 #[derive(Debug, Clone)]
 pub struct LocalBeacon {
@@ -212,6 +224,12 @@ pub struct LocalBeacon {
 }
 
 impl LocalBeacon {
+    /// The beacon that a development chain follows: its rounds are counted from 1970, [`LOCAL_PERIOD_MS`] apart.
+    #[must_use]
+    pub fn of_chain(genesis: &BlockHash) -> Self {
+        Self::new(genesis, 0, LOCAL_PERIOD_MS)
+    }
+
     /// The beacon of the chain with this genesis, whose round 1 comes out at `genesis_ms`.
     ///
     /// # Panics
@@ -335,19 +353,18 @@ const QUICKNET_PUBLIC_KEY: [u8; PUBLIC_KEY_BYTES] = [
     0x5a,
 ];
 
-/// Randomness that is the same in every run.
-#[cfg(test)]
-pub(super) struct TestRng(blake3::OutputReader);
+/// Randomness drawn from a seed, the same every time: as good as the seed is secret.
+pub struct SeededRng(blake3::OutputReader);
 
-#[cfg(test)]
-impl TestRng {
-    pub(super) fn new(seed: u8) -> Self {
-        Self(blake3::Hasher::new().update(&[seed]).finalize_xof())
+impl SeededRng {
+    /// The randomness of this seed.
+    #[must_use]
+    pub fn new(seed: &[u8]) -> Self {
+        Self(blake3::Hasher::new_derive_key("convoke 2026-11 seeded randomness v1").update(seed).finalize_xof())
     }
 }
 
-#[cfg(test)]
-impl RngCore for TestRng {
+impl RngCore for SeededRng {
     fn next_u32(&mut self) -> u32 {
         rand_core::impls::next_u32_via_fill(self)
     }
@@ -366,8 +383,7 @@ impl RngCore for TestRng {
     }
 }
 
-#[cfg(test)]
-impl CryptoRng for TestRng {}
+impl CryptoRng for SeededRng {}
 
 #[cfg(test)]
 mod tests {
@@ -416,28 +432,28 @@ mod tests {
 
     #[test]
     fn what_is_locked_for_quicknet_is_opened_by_its_pulse_and_no_other() {
-        let locked = Beacon::quicknet().lock(1000, b"weights", &mut TestRng::new(1)).unwrap();
+        let locked = Beacon::quicknet().lock(1000, b"weights", &mut SeededRng::new(&[1])).unwrap();
         assert_eq!(open(&locked, &pulse_1000()).unwrap(), b"weights");
         assert_eq!(open(&locked, &local().pulse(1000)), Err(TimelockError::Locked));
-        let foreign = local().beacon().lock(1000, b"weights", &mut TestRng::new(1)).unwrap();
+        let foreign = local().beacon().lock(1000, b"weights", &mut SeededRng::new(&[1])).unwrap();
         assert_eq!(open(&foreign, &pulse_1000()), Err(TimelockError::Locked));
     }
 
     #[test]
     fn a_full_subnets_weights_have_the_sizes_that_the_chain_sees() {
         let plain = weights(256).encode();
-        let locked = local().beacon().lock(3, &plain, &mut TestRng::new(1)).unwrap();
+        let locked = local().beacon().lock(3, &plain, &mut SeededRng::new(&[1])).unwrap();
         assert_eq!((plain.len(), locked.len()), (1069, 1313));
         let mut longer = locked.clone();
         longer.extend_from_slice(b"ignored");
         assert_eq!(open(&longer, &local().pulse(3)).unwrap(), plain);
-        let refused = local().beacon().lock(3, &[0; 4800], &mut TestRng::new(1));
+        let refused = local().beacon().lock(3, &[0; 4800], &mut SeededRng::new(&[1]));
         assert_eq!(refused, Err(TimelockError::TooLong { bytes: 5044 }));
     }
 
     #[test]
     fn a_length_that_lies_reserves_nothing() {
-        let locked = local().beacon().lock(3, b"weights", &mut TestRng::new(1)).unwrap();
+        let locked = local().beacon().lock(3, b"weights", &mut SeededRng::new(&[1])).unwrap();
         // Where the lengths of V, W, the body, its ciphertext, its nonce and the suite stand.
         for at in [96, 136, 176, 184, 215, 235] {
             for length in [u64::MAX, 1 << 60, 31, 0] {
@@ -450,7 +466,7 @@ mod tests {
 
     #[test]
     fn a_changed_or_cut_commit_is_never_opened() {
-        let locked = local().beacon().lock(3, b"weights", &mut TestRng::new(1)).unwrap();
+        let locked = local().beacon().lock(3, b"weights", &mut SeededRng::new(&[1])).unwrap();
         for at in 0..locked.len() {
             assert_eq!(open(&locked[..at], &local().pulse(3)), Err(TimelockError::Layout), "cut at {at}");
         }
@@ -462,7 +478,7 @@ mod tests {
         let nonsense = Pulse { round: 3, signature: [0xff; SIGNATURE_BYTES] };
         assert_eq!(open(&locked, &nonsense), Err(TimelockError::Signature));
         let broken = Beacon { public_key: [0xff; PUBLIC_KEY_BYTES], ..*local().beacon() };
-        assert_eq!(broken.lock(3, b"weights", &mut TestRng::new(1)), Err(TimelockError::PublicKey));
+        assert_eq!(broken.lock(3, b"weights", &mut SeededRng::new(&[1])), Err(TimelockError::PublicKey));
     }
 
     #[test]

@@ -11,7 +11,7 @@ use subxt::ext::futures::{StreamExt, TryStreamExt, stream};
 
 use super::failure::Failure;
 use super::link::{Link, Online, answer};
-use super::read::{REMEMBERED, at, hash_of, reading, remember};
+use super::read::{at, cell, hash_at, hash_of, reading, remember};
 use super::values::{At, UIDS_MAX, Values, read_hotkeys};
 use crate::chain::wire::extrinsic;
 use crate::chain::wire::fields::Registration;
@@ -30,26 +30,39 @@ pub(super) type Places = HashMap<Hotkey, u32>;
 /// The members' commitments after a block.
 pub(super) async fn commitments(link: &Link, block: Block) -> Result<Arc<Commitments>, ChainError> {
     reading(link, |online| async move {
-        let (hash, at) = at(link, &online, block).await?;
-        let known =
-            link.caches().commitments.get(&block.0).filter(|known| known.0 == hash).map(|known| Arc::clone(&known.1));
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let read = read_commitments(link, &online, &at).await;
-        let read = Arc::new(read.map_err(|failure| failure.at(link, block))?);
-        remember(&mut link.caches().commitments, block, (hash, Arc::clone(&read)), REMEMBERED);
-        Ok(read)
+        let hash = hash_at(link, &online, block).await?;
+        let (cell, metagraph) = {
+            let caches = &mut *link.caches();
+            (cell(&mut caches.commitments, block, hash), cell(&mut caches.metagraphs, block, hash))
+        };
+        let read = async || {
+            let at = at(link, &online, block, hash).await?;
+            let members = metagraph.get().map(|metagraph| metagraph.neurons.iter().map(|it| it.hotkey).collect());
+            let read = read_commitments(link, &online, &at, members).await;
+            read.map(Arc::new).map_err(|failure| failure.at(link, block))
+        };
+        cell.get_or_try_init(read).await.map(Arc::clone)
     })
     .await
 }
 
-async fn read_commitments(link: &Link, online: &Online, at: &At) -> Result<Commitments, Failure> {
+/// `members` are known where the block's metagraph was read already.
+async fn read_commitments(
+    link: &Link,
+    online: &Online,
+    at: &At,
+    members: Option<Vec<Hotkey>>,
+) -> Result<Commitments, Failure> {
     let netuid = link.netuid();
     let mut values = Values::new(at, netuid);
-    values.want(SUBTENSOR, "SubnetworkN", (netuid,))?;
-    values.fetch(online).await?;
-    let hotkeys = read_hotkeys(online, &mut values).await?;
+    let hotkeys = match members {
+        Some(members) => members,
+        None => {
+            values.want(SUBTENSOR, "SubnetworkN", (netuid,))?;
+            values.fetch(online).await?;
+            read_hotkeys(online, &mut values, &[]).await?
+        }
+    };
     for hotkey in &hotkeys {
         values.want("Commitments", "CommitmentOf", (netuid, hotkey.0))?;
     }

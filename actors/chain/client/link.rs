@@ -23,7 +23,7 @@ use super::failure::Failure;
 use super::read::Caches;
 use super::values;
 use super::{ClientConfig, Config};
-use crate::chain::{BlockRef, ChainError, DEVELOPMENT_CHAIN, Heads};
+use crate::chain::{BlockRef, ChainError, Heads};
 
 /// How long one request may take before the connection counts as dead.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -51,7 +51,6 @@ pub(super) struct Online {
 pub(super) struct Link {
     config: ClientConfig,
     genesis: BlockHash,
-    is_development: bool,
     block_time: Duration,
     /// Keeps the metadata of every runtime that was met.
     substrate: SubstrateConfig,
@@ -98,7 +97,6 @@ impl Link {
         let said = answer(online.rpc.system_properties()).await.ok();
         let said = said.and_then(|properties| properties.get("blockTimeMs")?.as_u64()).map(Duration::from_millis);
         let block_time = config.block_time.or(said).filter(|time| !time.is_zero()).unwrap_or(BLOCK_TIME);
-        let name = answer(online.rpc.system_chain()).await?;
         let best = answer(online.rpc.chain_get_header(None)).await?;
         let best = best.ok_or_else(|| Failure::Lost("it has no best block".to_owned()))?;
         let final_hash = answer(online.rpc.chain_get_finalized_head()).await?;
@@ -108,7 +106,6 @@ impl Link {
         let link = Self {
             config: config.clone(),
             genesis,
-            is_development: name == DEVELOPMENT_CHAIN,
             block_time,
             substrate: substrate.clone(),
             heads: watch::channel(Heads { best, finalized }).0,
@@ -121,10 +118,6 @@ impl Link {
 
     pub(super) fn genesis(&self) -> BlockHash {
         self.genesis
-    }
-
-    pub(super) fn is_development(&self) -> bool {
-        self.is_development
     }
 
     pub(super) fn netuid(&self) -> u16 {

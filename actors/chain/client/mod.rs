@@ -18,6 +18,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use convoke::chain::AccountId;
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid, Weight};
 use subxt::SubstrateConfig;
@@ -27,12 +28,15 @@ use super::{ChainError, ChainFuture, ChainRead, ChainWrite, Commitments, Heads, 
 use link::Link;
 
 mod commitments;
+#[cfg(test)]
+mod cost;
 mod failure;
 mod link;
 mod read;
 #[cfg(test)]
 mod tests;
 mod values;
+mod weights;
 mod write;
 
 /// How long a chain may take to be there when a client starts.
@@ -78,12 +82,6 @@ impl Client {
         Arc::new(Writer { link: Arc::clone(&self.link), signer })
     }
 
-    /// Whether it is a development chain, whose faucet gives slots and stake to whoever asks.
-    #[must_use]
-    pub fn is_development(&self) -> bool {
-        self.link.is_development()
-    }
-
     /// Gives the hotkey a slot, at least this stake, and a permit for it, from a development chain's faucet. Once that is
     /// so, asking again changes nothing.
     ///
@@ -91,6 +89,38 @@ impl Client {
     /// A chain that has no such faucet, or that is full of the immune.
     pub async fn dev_register(&self, hotkey: Hotkey, stake: Stake) -> Result<Uid, ChainError> {
         write::dev_register(&self.link, hotkey, stake).await
+    }
+
+    /// Raises the account's balance to at least this, in rao, from a development chain's faucet. Answers what it has.
+    ///
+    /// # Errors
+    /// A chain that has no such faucet.
+    pub async fn dev_fund(&self, account: AccountId, balance: u64) -> Result<u64, ChainError> {
+        write::dev_fund(&self.link, &account, balance).await
+    }
+
+    /// The account's free balance after a block, in rao.
+    ///
+    /// # Errors
+    /// As any read.
+    pub async fn balance(&self, at: Block, account: AccountId) -> Result<u64, ChainError> {
+        read::balance(&self.link, at, &account).await
+    }
+
+    /// Whether the subnet is on this chain.
+    ///
+    /// # Errors
+    /// As any read.
+    pub async fn has_subnet(&self, at: Block) -> Result<bool, ChainError> {
+        read::has_subnet(&self.link, at).await
+    }
+
+    /// Whether the chain is a development chain, which gives away what others sell.
+    ///
+    /// # Errors
+    /// As any read.
+    pub async fn is_development(&self) -> Result<bool, ChainError> {
+        read::is_development(&self.link).await
     }
 
     /// Which of the endpoints is in use, and how many connections there were before.
@@ -145,7 +175,7 @@ impl ChainWrite for Writer {
     }
 
     fn set_weights(&self, weights: Vec<(Uid, Weight)>, version_key: u64) -> ChainFuture<'_, Outcome> {
-        Box::pin(write::set_weights(&self.link, &self.signer, weights, version_key))
+        Box::pin(weights::set_weights(&self.link, &self.signer, weights, version_key))
     }
 
     fn register(&self, coldkey: HotkeyPair, limit_price: u64) -> ChainFuture<'_, Outcome> {

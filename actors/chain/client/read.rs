@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use convoke::chain::{Hyperparameters, Neuron};
+use convoke::chain::{AccountId, Hyperparameters, Neuron};
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid};
+use subxt::ext::scale_decode::DecodeAsType;
 use subxt::rpcs::methods::legacy::NumberOrHex;
+
+use tokio::sync::OnceCell;
 
 use super::commitments::Places;
 use super::failure::Failure;
 use super::link::{Link, Online, answer};
 use super::values::{At, Values, read_hotkeys};
-use crate::chain::wire::schema::{self, EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH, SUBTENSOR};
+use crate::chain::server::NODE_NAME;
+use crate::chain::wire::schema::SUBTENSOR;
 use crate::chain::{ChainError, Commitments, Metagraph};
 
 /// Connections that one read may use up.
@@ -19,13 +23,28 @@ const ATTEMPTS: usize = 3;
 /// Blocks whose reads are remembered: the last of a round, and its edges.
 pub(super) const REMEMBERED: usize = 64;
 
-/// What was read, by block; a block is named by its hash too, since a fork may replace it.
+/// What is read of a block: once, whoever asks for it and however many at the same time. A block is named by its hash
+/// too, since a fork may replace it.
+pub(super) type Cells<T> = BTreeMap<(u64, BlockHash), Arc<OnceCell<Arc<T>>>>;
+
+/// What was read.
 #[derive(Default)]
 pub(super) struct Caches {
-    pub(super) metagraphs: BTreeMap<u64, (BlockHash, Arc<Metagraph>)>,
-    pub(super) commitments: BTreeMap<u64, (BlockHash, Arc<Commitments>)>,
+    pub(super) metagraphs: Cells<Metagraph>,
+    pub(super) commitments: Cells<Commitments>,
+    /// The hashes of blocks that will not be replaced.
+    hashes: BTreeMap<u64, BlockHash>,
     /// The places of the commitments that a final block made.
     pub(super) places: BTreeMap<u64, Arc<Places>>,
+}
+
+/// Where a block's reading is, or is to be; there are those of the youngest [`REMEMBERED`].
+pub(super) fn cell<T>(cells: &mut Cells<T>, block: Block, hash: BlockHash) -> Arc<OnceCell<Arc<T>>> {
+    let cell = Arc::clone(cells.entry((block.0, hash)).or_default());
+    while cells.len() > REMEMBERED {
+        cells.pop_first();
+    }
+    cell
 }
 
 /// Keeps a value of a block, and those of the youngest `n` blocks.
@@ -67,36 +86,89 @@ pub(super) async fn hash_of(online: &Online, number: Block) -> Result<Option<Blo
     Ok(hash.map(|hash| BlockHash(hash.0)))
 }
 
-/// The chain at a block that must be there.
-pub(super) async fn at(link: &Link, online: &Online, block: Block) -> Result<(BlockHash, At), Failure> {
+/// The hash of a block that must be there; of one that is final it is asked once.
+pub(super) async fn hash_at(link: &Link, online: &Online, block: Block) -> Result<BlockHash, Failure> {
+    let known = link.caches().hashes.get(&block.0).copied();
+    if let Some(known) = known {
+        return Ok(known);
+    }
+    let is_final = block <= link.finalized().number;
     let hash = hash_of(online, block).await?;
-    let missing = || Failure::Answer(ChainError::NotYet { block, best: link.best().number });
-    let hash = hash.ok_or_else(missing)?;
-    Ok((hash, online.at(block, hash).await.map_err(|failure| failure.at(link, block))?))
+    let hash = hash.ok_or_else(|| Failure::Answer(ChainError::NotYet { block, best: link.best().number }))?;
+    if is_final {
+        remember(&mut link.caches().hashes, block, hash, REMEMBERED);
+    }
+    Ok(hash)
+}
+
+/// The chain at a block that must be there.
+pub(super) async fn at(link: &Link, online: &Online, block: Block, hash: BlockHash) -> Result<At, Failure> {
+    online.at(block, hash).await.map_err(|failure| failure.at(link, block))
 }
 
 /// The subnet after a block.
 pub(super) async fn metagraph(link: &Link, block: Block) -> Result<Arc<Metagraph>, ChainError> {
     reading(link, |online| async move {
-        let (hash, at) = at(link, &online, block).await?;
-        let known =
-            link.caches().metagraphs.get(&block.0).filter(|known| known.0 == hash).map(|known| Arc::clone(&known.1));
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let read = read_metagraph(&online, &at, link.netuid(), block).await;
-        let read = Arc::new(read.map_err(|failure| failure.at(link, block))?);
-        remember(&mut link.caches().metagraphs, block, (hash, Arc::clone(&read)), REMEMBERED);
-        Ok(read)
+        let hash = hash_at(link, &online, block).await?;
+        let cell = cell(&mut link.caches().metagraphs, block, hash);
+        let read = async || {
+            let at = at(link, &online, block, hash).await?;
+            let read = read_metagraph(&online, &at, link.netuid(), block).await;
+            read.map(Arc::new).map_err(|failure| failure.at(link, block))
+        };
+        cell.get_or_try_init(read).await.map(Arc::clone)
+    })
+    .await
+}
+
+/// What is read of `System.Account`.
+#[derive(DecodeAsType)]
+#[decode_as_type(crate_path = "subxt::ext::scale_decode")]
+struct Account {
+    data: Money,
+}
+
+#[derive(DecodeAsType)]
+#[decode_as_type(crate_path = "subxt::ext::scale_decode")]
+struct Money {
+    free: u64,
+}
+
+/// The account's free balance after a block, in rao.
+pub(super) async fn balance(link: &Link, block: Block, account: &AccountId) -> Result<u64, ChainError> {
+    reading(link, |online| async move {
+        let at = at(link, &online, block, hash_at(link, &online, block).await?).await?;
+        let mut values = Values::new(&at, link.netuid());
+        values.want("System", "Account", (account.0,))?;
+        values.fetch(&online).await.map_err(|failure| failure.at(link, block))?;
+        Ok(values.get::<Account>("System", "Account", (account.0,))?.map_or(0, |account| account.data.free))
+    })
+    .await
+}
+
+/// Whether the node says that it serves a development chain of ours.
+pub(super) async fn is_development(link: &Link) -> Result<bool, ChainError> {
+    reading(link, |online| async move { Ok(answer(online.rpc.system_name()).await? == NODE_NAME) }).await
+}
+
+/// Whether the subnet is on this chain.
+pub(super) async fn has_subnet(link: &Link, block: Block) -> Result<bool, ChainError> {
+    reading(link, |online| async move {
+        let at = at(link, &online, block, hash_at(link, &online, block).await?).await?;
+        let mut values = Values::new(&at, link.netuid());
+        values.want(SUBTENSOR, "NetworksAdded", (link.netuid(),))?;
+        values.fetch(&online).await.map_err(|failure| failure.at(link, block))?;
+        // A runtime that does not say it is believed to have it.
+        values.subnet("NetworksAdded", true)
     })
     .await
 }
 
 /// What is read of a subnet by its number alone.
-const OF_SUBNET: [&str; 30] = [
+const OF_SUBNET: [&str; 29] = [
     "SubnetworkN",
-    "Tempo",
     "MaxAllowedUids",
+    "MinAllowedUids",
     "MaxAllowedValidators",
     "ImmunityPeriod",
     "MinNonImmuneUids",
@@ -114,7 +186,6 @@ const OF_SUBNET: [&str; 30] = [
     "BondsMovingAverage",
     "BondsPenalty",
     "ActivityCutoff",
-    "BlocksSinceLastStep",
     "BurnHalfLife",
     "Incentive",
     "Dividends",
@@ -134,23 +205,23 @@ async fn read_metagraph(online: &Online, at: &At, netuid: u16, block: Block) -> 
     values.want(SUBTENSOR, "StakeThreshold", ())?;
     values.want(SUBTENSOR, "SubnetOwnerCut", ())?;
     values.want("Commitments", "MaxSpace", ())?;
-    values.wanted.extend([EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH].map(|entry| schema::schedule_key(entry, netuid)));
+    values.want_schedule()?;
     values.fetch(online).await?;
-    let hotkeys = read_hotkeys(online, &mut values).await?;
+    let hotkeys = read_hotkeys(online, &mut values, &["BlockAtRegistration"]).await?;
     for hotkey in &hotkeys {
         values.want(SUBTENSOR, "Owner", (hotkey.0,))?;
         values.want(SUBTENSOR, "TotalHotkeyAlpha", (hotkey.0, netuid))?;
     }
     values.fetch(online).await?;
     let hyperparameters = read_hyperparameters(&values)?;
-    let (epoch_index, last_epoch, next_epoch) = epochs(&values, block, hyperparameters.tempo)?;
+    let schedule = values.schedule(block)?;
     Ok(Metagraph {
         block,
         neurons: read_neurons(&values, &hotkeys)?,
         hyperparameters,
-        epoch_index,
-        last_epoch,
-        next_epoch,
+        epoch_index: schedule.epoch_index,
+        last_epoch: Block(schedule.last_epoch),
+        next_epoch: schedule.next(),
         burn: values.subnet("Burn", 0)?,
     })
 }
@@ -161,7 +232,7 @@ fn read_hyperparameters(values: &Values<'_>) -> Result<Hyperparameters, Failure>
     Ok(Hyperparameters {
         tempo: values.subnet("Tempo", new.tempo)?,
         max_allowed_uids: values.subnet("MaxAllowedUids", new.max_allowed_uids)?,
-        min_allowed_uids: new.min_allowed_uids,
+        min_allowed_uids: values.subnet("MinAllowedUids", new.min_allowed_uids)?,
         max_allowed_validators: values.subnet("MaxAllowedValidators", new.max_allowed_validators)?,
         immunity_period: values.subnet("ImmunityPeriod", new.immunity_period)?,
         min_non_immune_uids: values.subnet("MinNonImmuneUids", new.min_non_immune_uids)?,
@@ -186,25 +257,6 @@ fn read_hyperparameters(values: &Values<'_>) -> Result<Hyperparameters, Failure>
         emission_per_block: new.emission_per_block,
         owner_cut: values.plain(SUBTENSOR, "SubnetOwnerCut", new.owner_cut)?,
     })
-}
-
-/// How many epochs there were, and the blocks of the last and the next. Where the chain does not keep a schedule, the
-/// epochs are at the blocks for which (block + netuid + 1) mod (tempo + 1) = 0.
-fn epochs(values: &Values<'_>, block: Block, tempo: u16) -> Result<(u64, Block, Option<Block>), Failure> {
-    let tempo = u64::from(tempo);
-    if let (Some(index), Some(last)) = (values.schedule(EPOCH_INDEX), values.schedule(LAST_EPOCH)) {
-        let scheduled = last.saturating_add(tempo);
-        let next = match values.schedule(PENDING_EPOCH) {
-            Some(pending) if pending > 0 => scheduled.min(pending),
-            _ => scheduled,
-        };
-        return Ok((index, Block(last), (tempo > 0).then_some(Block(next))));
-    }
-    let since: u64 = values.subnet("BlocksSinceLastStep", 0)?;
-    let last = Block(block.0.saturating_sub(since));
-    let count = block.0.saturating_add(u64::from(values.netuid)).saturating_add(1);
-    let next = Block(block.0.saturating_add(tempo + 1 - count % (tempo + 1)));
-    Ok((count / (tempo + 1), last, (tempo > 0).then_some(next)))
 }
 
 fn read_neurons(values: &Values<'_>, hotkeys: &[Hotkey]) -> Result<Vec<Neuron>, Failure> {

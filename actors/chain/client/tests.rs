@@ -11,7 +11,8 @@ use convoke::terms::Weight;
 
 use super::*;
 use crate::chain::host::development_genesis;
-use crate::chain::{CallFault, ChainServer, Class, Pace, Runtime, ServeError, ServerConfig, StoreError};
+use crate::chain::wire::schema::SUBTENSOR;
+use crate::chain::{BlockRef, CallFault, ChainServer, Class, Pace, Runtime, ServeError, ServerConfig, StoreError};
 
 const NETUID: u16 = 7;
 const TAO: u64 = 1_000_000_000;
@@ -42,6 +43,12 @@ fn serve(config: ServerConfig) -> ChainServer {
 async fn connect(endpoints: &[String]) -> Client {
     let config = ClientConfig { endpoints: endpoints.to_vec(), netuid: NETUID, block_time: None };
     Client::connect(config).await.unwrap()
+}
+
+/// The newer recorded runtime, where its recording lies beside this checkout.
+fn newer_runtime() -> Option<Runtime> {
+    let newer = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/metadata/subtensor-381-v16.scale");
+    std::fs::read(newer).ok().map(|bytes| Runtime::decode(bytes).unwrap())
 }
 
 async fn on_demand() -> (ChainServer, Client) {
@@ -190,6 +197,83 @@ async fn refusals_of_pool_and_block_have_their_names() {
     assert!(matches!(long, Outcome::PoolRejected { class: Class::BadArgs, .. }), "{long:?}");
 }
 
+/// The weights that a slot holds, as anybody reads them.
+async fn stored_weights(client: &Client, at: BlockRef, uid: u16) -> Vec<(u16, u16)> {
+    let online = client.link.online().await.unwrap();
+    let at = online.at(at.number, at.hash).await.unwrap();
+    let mut values = values::Values::new(&at, NETUID);
+    values.want(SUBTENSOR, "Weights", (NETUID, uid)).unwrap();
+    values.fetch(&online).await.unwrap();
+    values.get(SUBTENSOR, "Weights", (NETUID, uid)).unwrap().unwrap()
+}
+
+/// Commits weights on a chain that shows itself as `runtime`, and follows them until they count.
+async fn check_committed_weights(runtime: Runtime) {
+    let mut genesis = genesis();
+    genesis.hyperparameters.commit_reveal_weights_enabled = true;
+    let config = ServerConfig { runtimes: vec![runtime], ..config(Pace::OnDemand) };
+    let server = ChainServer::start(&genesis, config).unwrap();
+    let client = connect(&[server.url()]).await;
+    server.mine(4).await.unwrap();
+    let head = until(&client, "block 4", |heads| heads.best.number == Block(4)).await.best;
+    let predicted = server.ledger().schedule().reveal_block(head.number, 1).unwrap();
+    let committed = included(&mined(&server, client.writer(pair(1)).set_weights(weights(), 3)).await);
+    let ledger = server.ledger();
+    let commits: Vec<_> = ledger.timelocked_commits().values().flatten().collect();
+    assert_eq!((commits.len(), commits[0].hotkey, commits[0].block), (1, pair(1).hotkey(), committed));
+    // The commit is what dates the weights, which is how a node knows that it is on chain.
+    let read = client.metagraph(committed).await.unwrap();
+    assert_eq!(read.neurons[0].last_update, committed);
+    assert!(read.hyperparameters.commit_reveal_weights_enabled);
+    // Nobody reads them before the epoch for which they were locked.
+    let mut best = server.heads().best;
+    while best.number.0 + 1 < predicted.0 {
+        assert!(stored_weights(&client, best, 0).await.is_empty(), "{}", best.number);
+        best = server.mine(1).await.unwrap();
+    }
+    server.mine(9).await.unwrap();
+    best = server.heads().best;
+    assert_eq!(stored_weights(&client, best, 0).await, [(0, 32_768), (2, 65_535)]);
+    assert_eq!(*server.ledger().weights(Uid(0)), [(0, 32_768), (2, 65_535)]);
+    assert!(server.ledger().timelocked_commits().is_empty());
+    // The next epoch pays by them.
+    server.mine(10).await.unwrap();
+    best = server.heads().best;
+    until(&client, "the next epoch", |heads| heads.best == best).await;
+    let read = client.metagraph(best.number).await.unwrap();
+    assert!(read.neurons[2].incentive > read.neurons[1].incentive, "{:?}", read.neurons);
+    assert_eq!(*read, server.ledger().metagraph());
+    // The rate limit is the commit's.
+    included(&mined(&server, client.writer(pair(1)).set_weights(weights(), 3)).await);
+    until(&client, "that commit", |heads| heads.best == server.heads().best).await;
+    let refused = client.writer(pair(1)).set_weights(weights(), 3).await.unwrap();
+    assert!(matches!(refused, Outcome::PoolRejected { class: Class::RateLimited(_), .. }), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn committed_weights_are_hidden_until_their_epoch_and_then_count() {
+    check_committed_weights(Runtime::recorded()).await;
+    match newer_runtime() {
+        Some(newer) => check_committed_weights(newer).await,
+        None => eprintln!("the recording of spec version 381 is not here: tested with 365 alone"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weights_committed_by_the_clock_are_opened_by_the_clock() {
+    let mut genesis = genesis();
+    genesis.hyperparameters.commit_reveal_weights_enabled = true;
+    let server = ChainServer::start(&genesis, config(Pace::Real)).unwrap();
+    let client = connect(&[server.url()]).await;
+    // The genesis is of another time than the blocks.
+    until(&client, "block 1", |heads| heads.best.number >= Block(1)).await;
+    included(&client.writer(pair(1)).set_weights(weights(), 3).await.unwrap());
+    let opened = |_: &Heads| !server.ledger().weights(Uid(0)).is_empty();
+    let opened = until(&client, "the weights", opened).await.best.number;
+    assert!(opened >= Block(10), "{opened}");
+    assert_eq!(*server.ledger().weights(Uid(0)), [(0, 32_768), (2, 65_535)]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slot_is_bought_within_its_limit_and_the_faucet_gives_once() {
     let (server, client) = on_demand().await;
@@ -203,6 +287,11 @@ async fn a_slot_is_bought_within_its_limit_and_the_faucet_gives_once() {
 
     let server = serve(config(Pace::Real));
     let client = connect(&[server.url()]).await;
+    assert!(client.is_development().await.unwrap() && client.has_subnet(Block(0)).await.unwrap());
+    let poor = pair(60).hotkey();
+    assert_eq!(client.dev_fund(poor, 5 * TAO).await, Ok(5 * TAO));
+    assert_eq!(client.dev_fund(poor, TAO).await, Ok(5 * TAO), "it takes nothing away");
+    assert_eq!(server.ledger().balance(&poor), 5 * TAO);
     let ask = |i: u8| client.dev_register(pair(i).hotkey(), Stake(5 * TAO));
     let (a, b) = tokio::join!(ask(20), ask(21));
     let mut uids = [a.unwrap().0, b.unwrap().0];
@@ -302,14 +391,10 @@ async fn a_fork_replaces_blocks_and_the_calls_in_them_land_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_runtime_upgrade_between_two_blocks_is_no_event() {
-    let newer = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/metadata/subtensor-381-v16.scale");
-    let newer = match std::fs::read(newer) {
-        Ok(bytes) => Runtime::decode(bytes).unwrap(),
-        Err(_) => {
-            eprintln!("the recording of spec version 381 is not here: tested with 365 under that number");
-            Runtime::recorded().with_spec_version(381)
-        }
-    };
+    let newer = newer_runtime().unwrap_or_else(|| {
+        eprintln!("the recording of spec version 381 is not here: tested with 365 under that number");
+        Runtime::recorded().with_spec_version(381)
+    });
     let server = serve(ServerConfig { runtimes: vec![Runtime::recorded(), newer], ..config(Pace::OnDemand) });
     let client = connect(&[server.url()]).await;
     let writer = client.writer(pair(1));

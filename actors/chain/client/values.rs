@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use convoke::terms::Hotkey;
+use convoke::chain::{EpochSchedule, Hyperparameters};
+use convoke::terms::{Block, Hotkey};
 use subxt::client::OnlineClientAtBlock;
 use subxt::config::substrate::H256;
 use subxt::ext::codec::Decode;
@@ -14,7 +15,7 @@ use super::failure::Failure;
 use super::link::{Online, answer};
 use crate::chain::ChainError;
 use crate::chain::wire::WireError;
-use crate::chain::wire::schema::{self, SUBTENSOR};
+use crate::chain::wire::schema::{self, EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH, SUBTENSOR};
 
 /// Keys of one query; their text is about 200 bytes each.
 const KEYS_OF_QUERY: usize = 2048;
@@ -28,7 +29,7 @@ pub(super) type At = OnlineClientAtBlock<Config>;
 pub(super) struct Values<'a> {
     at: &'a At,
     pub(super) netuid: u16,
-    pub(super) wanted: Vec<Vec<u8>>,
+    wanted: Vec<Vec<u8>>,
     found: HashMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -84,21 +85,46 @@ impl<'a> Values<'a> {
         Ok(self.get(pallet, entry, ())?.unwrap_or(otherwise))
     }
 
-    /// A number of the stateful epoch schedule, if the chain keeps that.
-    pub(super) fn schedule(&self, entry: &str) -> Option<u64> {
-        self.found.get(&schema::schedule_key(entry, self.netuid)).and_then(|bytes| u64::decode(&mut &bytes[..]).ok())
+    /// Wants what [`Self::schedule`] tells.
+    pub(super) fn want_schedule(&mut self) -> Result<(), WireError> {
+        for entry in ["Tempo", "BlocksSinceLastStep"] {
+            self.want(SUBTENSOR, entry, (self.netuid,))?;
+        }
+        self.wanted.extend([EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH].map(|it| schema::schedule_key(it, self.netuid)));
+        Ok(())
+    }
+
+    /// The subnet's epochs, counted from `block`; by block numbers where the chain keeps no schedule.
+    pub(super) fn schedule(&self, block: Block) -> Result<EpochSchedule, Failure> {
+        let number = |entry: &str| {
+            let stored = self.found.get(&schema::schedule_key(entry, self.netuid));
+            stored.and_then(|bytes| u64::decode(&mut &bytes[..]).ok())
+        };
+        let tempo = self.subnet("Tempo", Hyperparameters::default().tempo)?;
+        let (Some(epoch_index), Some(last_epoch)) = (number(EPOCH_INDEX), number(LAST_EPOCH)) else {
+            return Ok(EpochSchedule::of_block_numbers(self.netuid, tempo, block));
+        };
+        let pending_epoch_at = number(PENDING_EPOCH).unwrap_or(0);
+        let blocks_since_last_step = self.subnet("BlocksSinceLastStep", 0)?;
+        Ok(EpochSchedule { tempo, last_epoch, pending_epoch_at, epoch_index, blocks_since_last_step })
     }
 }
 
-/// Who is in which slot; it also fetches when they took it.
-pub(super) async fn read_hotkeys(online: &Online, values: &mut Values<'_>) -> Result<Vec<Hotkey>, Failure> {
+/// Who is in which slot. Other entries by slot are fetched with it.
+pub(super) async fn read_hotkeys(
+    online: &Online,
+    values: &mut Values<'_>,
+    others: &[&str],
+) -> Result<Vec<Hotkey>, Failure> {
     let (netuid, n) = (values.netuid, values.subnet::<u16>("SubnetworkN", 0)?);
     if n > UIDS_MAX {
         return Err(Failure::Answer(ChainError::Foreign { reason: format!("a subnet of {n} neurons") }));
     }
     for uid in 0..n {
         values.want(SUBTENSOR, "Keys", (netuid, uid))?;
-        values.want(SUBTENSOR, "BlockAtRegistration", (netuid, uid))?;
+        for entry in others {
+            values.want(SUBTENSOR, entry, (netuid, uid))?;
+        }
     }
     values.fetch(online).await?;
     let hotkey = |uid| Ok(Hotkey(values.get(SUBTENSOR, "Keys", (netuid, uid))?.unwrap_or_default()));

@@ -3,9 +3,9 @@
 //! Nothing is sent twice from here. When the connection goes while a call is under way its fate is unknown, and it is for
 //! whoever asked to read back before he asks again.
 
-use convoke::chain::call::ERA_PERIOD;
+use convoke::chain::call::{AccountId, ERA_PERIOD};
 use convoke::hotkey::HotkeyPair;
-use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid, Weight};
+use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid};
 use subxt::client::OnlineClientAtBlockImpl;
 use subxt::config::DefaultExtrinsicParamsBuilder;
 use subxt::config::substrate::{AccountId32, H256, MultiSignature};
@@ -20,7 +20,7 @@ use super::link::{ANSWER_TIMEOUT, Link, Online, answer};
 use super::{read, values};
 use crate::chain::host::faucet;
 use crate::chain::outcome::{Class, IMMEDIATELY_DROPPED, INVALID_TRANSACTION, Outcome, retry_at};
-use crate::chain::wire::schema::SUBTENSOR;
+use crate::chain::wire::schema::{self, SUBTENSOR};
 use crate::chain::wire::{extrinsic, fields};
 use crate::chain::{BlockRef, ChainError, Heads};
 
@@ -30,7 +30,7 @@ const FAUCET_ATTEMPTS: usize = 64;
 /// Blocks after a call's era in which its end may still be told.
 const ERA_GRACE: u64 = 2;
 
-type Payload = DynamicPayload<Composite<()>>;
+pub(super) type Payload = DynamicPayload<Composite<()>>;
 type Progress = TransactionProgress<Config, OnlineClientAtBlockImpl<Config>>;
 
 /// A key of ours, as subxt signs by it.
@@ -47,13 +47,13 @@ impl Signer<Config> for Account<'_> {
 }
 
 /// A call and whose it is: what it takes to say what became of it.
-struct Asked<'a> {
-    link: &'a Link,
-    signer: &'a HotkeyPair,
-    is_commitment: bool,
+pub(super) struct Asked<'a> {
+    pub(super) link: &'a Link,
+    pub(super) signer: &'a HotkeyPair,
+    pub(super) is_commitment: bool,
 }
 
-fn number(value: impl Into<u128>) -> Value {
+pub(super) fn number(value: impl Into<u128>) -> Value {
     Value::u128(value.into())
 }
 
@@ -62,24 +62,6 @@ pub(super) async fn commit(link: &Link, signer: &HotkeyPair, fields: Vec<Vec<u8>
     let args = [("netuid", number(link.netuid())), ("info", fields::to_info(&fields))];
     let payload = Payload::new("Commitments", "set_commitment", Composite::named(args));
     Asked { link, signer, is_commitment: true }.send(&payload).await
-}
-
-/// Sets the signer's weights.
-pub(super) async fn set_weights(
-    link: &Link,
-    signer: &HotkeyPair,
-    weights: Vec<(Uid, Weight)>,
-    version_key: u64,
-) -> Result<Outcome, ChainError> {
-    let column = |of: fn(&(Uid, Weight)) -> u16| Value::unnamed_composite(weights.iter().map(|it| number(of(it))));
-    let args = [
-        ("netuid", number(link.netuid())),
-        ("dests", column(|it| it.0.0)),
-        ("weights", column(|it| it.1.0)),
-        ("version_key", number(version_key)),
-    ];
-    let payload = Payload::new(SUBTENSOR, "set_weights", Composite::named(args));
-    Asked { link, signer, is_commitment: false }.send(&payload).await
 }
 
 /// Buys the hotkey a slot, unless it costs more than the limit. A runtime without a limit of its own is asked for the
@@ -98,8 +80,7 @@ pub(super) async fn register(
     };
     let at = online.at(best.number, best.hash).await.map_err(lost)?;
     let mut args = vec![("netuid", number(link.netuid())), ("hotkey", Value::from_bytes(hotkey.0))];
-    let subtensor = at.metadata_ref().pallet_by_name(SUBTENSOR);
-    let name = if subtensor.is_some_and(|pallet| pallet.call_variant_by_name("register_limit").is_some()) {
+    let name = if schema::has_call(at.metadata_ref(), SUBTENSOR, "register_limit") {
         args.push(("limit_price", number(limit_price)));
         "register_limit"
     } else if values::burn(&online, &at, link.netuid()).await.map_err(lost)? > limit_price {
@@ -114,15 +95,34 @@ pub(super) async fn register(
 
 /// Asks a development chain's faucet until the hotkey has what is asked for.
 pub(super) async fn dev_register(link: &Link, hotkey: Hotkey, stake: Stake) -> Result<Uid, ChainError> {
+    let remark = extrinsic::faucet_remark(link.netuid(), &hotkey, stake.0);
+    ask_faucet(link, remark, async |block| registered(link, block, &hotkey, stake).await).await
+}
+
+/// Asks a development chain's faucet until the account has at least this balance, in rao. Answers what it has.
+pub(super) async fn dev_fund(link: &Link, account: &AccountId, balance: u64) -> Result<u64, ChainError> {
+    let given = async |block| {
+        let held = read::balance(link, block, account).await?;
+        Ok((held >= balance).then_some(held))
+    };
+    ask_faucet(link, extrinsic::funds_remark(account, balance), given).await
+}
+
+/// Asks until what was asked for is there at a block.
+async fn ask_faucet<T>(
+    link: &Link,
+    remark: Vec<u8>,
+    given: impl AsyncFn(Block) -> Result<Option<T>, ChainError>,
+) -> Result<T, ChainError> {
     let faucet = faucet();
-    let remark = Value::from_bytes(extrinsic::faucet_remark(link.netuid(), &hotkey, stake.0));
+    let remark = Value::from_bytes(remark);
     let payload = Payload::new("System", "remark", Composite::named([("remark", remark)]));
     let mut heads = link.heads();
     let mut block = link.best().number;
     let mut outcome = Outcome::Unknown;
     for _ in 0..FAUCET_ATTEMPTS {
-        if let Some(uid) = registered(link, block, &hotkey, stake).await? {
-            return Ok(uid);
+        if let Some(given) = given(block).await? {
+            return Ok(given);
         }
         outcome = Asked { link, signer: &faucet, is_commitment: false }.send(&payload).await?;
         match &outcome {
@@ -145,7 +145,7 @@ async fn registered(link: &Link, at: Block, hotkey: &Hotkey, stake: Stake) -> Re
 }
 
 impl Asked<'_> {
-    async fn send(&self, payload: &Payload) -> Result<Outcome, ChainError> {
+    pub(super) async fn send(&self, payload: &Payload) -> Result<Outcome, ChainError> {
         let online = self.link.online().await?;
         let best = self.link.best();
         let mut progress = match self.submit(&online, best, payload).await {

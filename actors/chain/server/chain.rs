@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use convoke::chain::call::BLOCK_HASH_COUNT;
+use convoke::chain::timelock::LocalBeacon;
 use convoke::chain::{Ledger, Receipt};
 use convoke::terms::BlockHash;
 use tokio::sync::watch;
@@ -181,6 +182,8 @@ pub(super) struct Shared {
     pub(super) block_time: Duration,
     pub(super) finality_depth: u64,
     pub(super) pace: Pace,
+    /// Opens what is locked on a chain where weights are committed first.
+    pub(super) beacon: LocalBeacon,
     pub(super) chain: Mutex<Chain>,
     pub(super) heads: watch::Sender<Heads>,
     pub(super) making: Arc<tokio::sync::Mutex<Making>>,

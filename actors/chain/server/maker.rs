@@ -6,6 +6,7 @@
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use convoke::chain::timelock::LocalBeacon;
 use convoke::chain::{Event, Ledger, Receipt, Verdict, VerifiedCall};
 use convoke::terms::BlockHash;
 use tokio::sync::OwnedMutexGuard;
@@ -25,14 +26,15 @@ struct Materials {
     ledger: Ledger,
     state: Arc<State>,
     runtime: Runtime,
+    beacon: LocalBeacon,
     parent: BlockHash,
     timestamp_ms: u64,
     calls: Vec<(VerifiedCall, Vec<u8>)>,
 }
 
 /// The genesis block and its state.
-pub(super) fn first(runtime: &Runtime, ledger: &Ledger) -> Result<(Sealed, State), WireError> {
-    let of_block = OfBlock { parent_hash: [0; 32], events: &[] };
+pub(super) fn first(runtime: &Runtime, ledger: &Ledger, beacon: &LocalBeacon) -> Result<(Sealed, State), WireError> {
+    let of_block = OfBlock { parent_hash: [0; 32], events: &[], beacon: beacon.beacon() };
     let (state, _) = advance(&State::new(), entries(runtime, ledger, &of_block)?);
     let header = Header {
         number: 0,
@@ -51,6 +53,7 @@ impl Materials {
             ledger: (*chain.ledger).clone(),
             state: Arc::clone(&chain.state),
             runtime: chain.runtime.clone(),
+            beacon: shared.beacon.clone(),
             parent: chain.best().hash,
             timestamp_ms: match shared.pace {
                 Pace::Real => now_ms(),
@@ -61,15 +64,16 @@ impl Materials {
     }
 
     fn draft(self) -> Result<Draft, WireError> {
-        let Self { mut ledger, state, runtime, parent, timestamp_ms, calls } = self;
+        let Self { mut ledger, state, runtime, beacon, parent, timestamp_ms, calls } = self;
         let (calls, bytes): (Vec<_>, Vec<_>) = calls.into_iter().unzip();
+        ledger.follow(&beacon, timestamp_ms);
         let (happened, receipts) = ledger.step_verified(timestamp_ms, calls);
         let timestamp_ms = ledger.header().timestamp_ms;
         let included = receipts.iter().zip(bytes).filter(|(receipt, _)| is_included(receipt)).map(|(_, bytes)| bytes);
         let dated = extrinsic::timestamp(&runtime, timestamp_ms)?;
         let extrinsics: Vec<Vec<u8>> = std::iter::once(dated).chain(included).collect();
         let records = records(&runtime, ledger.netuid(), &happened, &receipts);
-        let of_block = OfBlock { parent_hash: parent.0, events: &records };
+        let of_block = OfBlock { parent_hash: parent.0, events: &records, beacon: beacon.beacon() };
         let (state, delta) = advance(&state, entries(&runtime, &ledger, &of_block)?);
         let (number, state_root) = (ledger.header().number.0, ledger.hash());
         let header = Header { number, parent, state_root, extrinsics_root: extrinsics_root(&extrinsics) };

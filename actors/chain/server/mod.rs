@@ -20,6 +20,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use convoke::chain::timelock::LocalBeacon;
 use convoke::chain::{Genesis, GenesisError, Ledger};
 use convoke::terms::{Block, BlockHash, Hotkey};
 use jsonrpsee::server::{BatchRequestConfig, Server, ServerConfig as RpcConfig};
@@ -41,6 +42,9 @@ mod rpc;
 mod state;
 mod store;
 mod subscriptions;
+
+/// What the server calls itself; no other node of a Substrate chain does.
+pub(super) const NODE_NAME: &str = "convoke";
 
 /// Connections at once: a full subnet's nodes, and people who look.
 const CONNECTIONS_MAX: u32 = 512;
@@ -259,13 +263,16 @@ fn open(genesis: &Genesis, config: &ServerConfig) -> Result<Arc<Shared>, ServeEr
     }
     let runtimes = if config.runtimes.is_empty() { vec![Runtime::recorded()] } else { config.runtimes.clone() };
     let ledger = Ledger::new(genesis).map_err(ServeError::Genesis)?;
-    let (sealed, state) = maker::first(&runtimes[0], &ledger).map_err(ServeError::Wire)?;
+    let of_genesis = LocalBeacon::of_chain(&ledger.genesis());
+    let (sealed, state) = maker::first(&runtimes[0], &ledger, &of_genesis).map_err(ServeError::Wire)?;
     let opened = store::open_or_begin(config.file.as_deref(), genesis, || (ledger, sealed, state));
     let (store, stored) = opened.map_err(ServeError::Store)?;
     let chain = Chain::new(stored, runtimes);
     let (heads, _) = watch::channel(maker::heads(&chain, config.finality_depth));
     Ok(Arc::new(Shared {
         genesis: chain.genesis().hash,
+        // Not the genesis's that was asked for: a chain that goes on was begun at another time.
+        beacon: LocalBeacon::of_chain(&chain.ledger.genesis()),
         block_time: config.block_time,
         finality_depth: config.finality_depth,
         pace: config.pace,

@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use subxt::ext::codec::{Compact, Decode, Encode};
 use subxt::utils::AccountId32;
 
+use super::NODE_NAME;
 use super::chain::{Chain, Shared};
 use super::header::{Sealed, hex, unhex};
 use super::pool::{Refusal, Status};
@@ -60,8 +61,8 @@ fn read(
 }
 
 fn register_system(module: &mut Module) -> Result<(), RegisterMethodError> {
-    read(module, "system_chain", |_, _| Ok(json!(crate::chain::DEVELOPMENT_CHAIN)))?;
-    read(module, "system_name", |_, _| Ok(json!("convoke")))?;
+    read(module, "system_chain", |_, _| Ok(json!("Convoke development chain")))?;
+    read(module, "system_name", |_, _| Ok(json!(NODE_NAME)))?;
     read(module, "system_version", |_, _| Ok(json!(env!("CARGO_PKG_VERSION"))))?;
     read(module, "system_chainType", |_, _| Ok(json!("Development")))?;
     read(module, "system_health", |_, _| Ok(json!({ "peers": 0, "isSyncing": false, "shouldHavePeers": false })))?;

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use convoke::chain::commit_reveal::COMMIT_REVEAL_VERSION;
+use convoke::chain::timelock::Beacon;
 use convoke::chain::{Ledger, Metagraph, Neuron};
 use convoke::terms::Uid;
 use subxt::ext::codec::Encode;
@@ -14,8 +15,8 @@ use subxt::ext::frame_decode::storage::IntoEncodableValues;
 use subxt::ext::scale_encode::EncodeAsType;
 use subxt::ext::scale_value::Value;
 
-use super::schema::{self, EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH, SUBTENSOR};
-use super::{Runtime, WireError, fields};
+use super::schema::{self, DRAND, EPOCH_INDEX, LAST_EPOCH, PENDING_EPOCH, SUBTENSOR};
+use super::{Runtime, WireError, beacon, fields};
 
 /// Storage keys and values.
 pub(in crate::chain) type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
@@ -24,6 +25,8 @@ pub(in crate::chain) type Entries = BTreeMap<Vec<u8>, Vec<u8>>;
 pub(in crate::chain) struct OfBlock<'a> {
     pub(in crate::chain) parent_hash: [u8; 32],
     pub(in crate::chain) events: &'a [Value],
+    /// The beacon that the chain follows; it never changes.
+    pub(in crate::chain) beacon: &'a Beacon,
 }
 
 struct Writer<'a> {
@@ -74,6 +77,8 @@ pub(in crate::chain) fn entries(
         put_neuron(&mut writer, neuron, ledger.weights(neuron.uid))?;
     }
     put_commitments(&mut writer, ledger)?;
+    put_open_commits(&mut writer, ledger)?;
+    put_beacon(&mut writer, ledger, of_block.beacon)?;
     Ok(writer.entries)
 }
 
@@ -106,6 +111,7 @@ fn put_hyperparameters(writer: &mut Writer<'_>, metagraph: &Metagraph) -> Result
     writer.subnet("NetworksAdded", &true)?;
     writer.subnet("Tempo", &hyper.tempo)?;
     writer.subnet("MaxAllowedUids", &hyper.max_allowed_uids)?;
+    writer.subnet("MinAllowedUids", &hyper.min_allowed_uids)?;
     writer.subnet("MaxAllowedValidators", &hyper.max_allowed_validators)?;
     writer.subnet("ImmunityPeriod", &hyper.immunity_period)?;
     writer.subnet("MinNonImmuneUids", &hyper.min_non_immune_uids)?;
@@ -185,4 +191,27 @@ fn put_commitments(writer: &mut Writer<'_>, ledger: &Ledger) -> Result<(), WireE
         writer.put("Commitments", "LastCommitment", (writer.netuid, hotkey.0), &block)?;
     }
     Ok(())
+}
+
+/// Weights that wait to be opened, by the epoch they were committed in.
+fn put_open_commits(writer: &mut Writer<'_>, ledger: &Ledger) -> Result<(), WireError> {
+    for (epoch, commits) in ledger.timelocked_commits() {
+        let commits: Vec<_> =
+            commits.iter().map(|it| (it.hotkey.0, it.block.0, it.commit.clone(), it.reveal_round)).collect();
+        if !commits.is_empty() {
+            writer.put(SUBTENSOR, "TimelockedWeightCommits", (writer.netuid, *epoch), &commits)?;
+        }
+    }
+    Ok(())
+}
+
+fn put_beacon(writer: &mut Writer<'_>, ledger: &Ledger, beacon: &Beacon) -> Result<(), WireError> {
+    writer.put(DRAND, "BeaconConfig", (), &beacon::to_config(beacon))?;
+    writer.put(DRAND, "LastStoredRound", (), &ledger.last_round())?;
+    let mut oldest = None;
+    for pulse in ledger.pulses() {
+        oldest = oldest.or(Some(pulse.round));
+        writer.put(DRAND, "Pulses", (pulse.round,), &beacon::to_pulse(&pulse))?;
+    }
+    writer.put(DRAND, "OldestStoredRound", (), &oldest.unwrap_or(0))
 }

@@ -50,6 +50,10 @@ pub(in crate::chain) fn of_ledger(runtime: &Runtime, netuid: u16, event: &Event)
             let fields = vec![Value::from_bytes(who.0), number(netuid.into()), Value::from_bytes(commit_hash)];
             (SUBTENSOR, "WeightsRevealed", Composite::Unnamed(fields))
         }
+        Event::Funded { account, amount } => {
+            let fields = [("who", Value::from_bytes(account.0)), ("amount", number(*amount))];
+            ("Balances", "Deposit", Composite::named(fields))
+        }
         Event::StakeAdded { .. } | Event::Trimmed { .. } | Event::Epoch { .. } => return None,
     };
     let variants = runtime.metadata().pallet_by_name(pallet)?.event_variants()?;

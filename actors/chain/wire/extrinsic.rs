@@ -31,8 +31,10 @@ pub(in crate::chain) const EXTRINSIC_BYTES_MAX: usize = 64 << 10;
 const SIGNED_V4: u8 = 0b1000_0100;
 /// A payload longer than this is signed by its hash.
 const SIGNED_WHOLE_MAX: usize = 256;
-/// What makes a remark a call of the faucet.
+/// What makes a remark a call of the faucet, for a slot,
 const FAUCET_TAG: &[u8] = b"convoke development chain faucet v1:";
+/// and for money.
+const FUNDS_TAG: &[u8] = b"convoke development chain faucet funds v1:";
 
 #[derive(DecodeAsType)]
 #[decode_as_type(crate_path = "subxt::ext::scale_decode")]
@@ -201,14 +203,22 @@ pub(in crate::chain) fn faucet_remark(netuid: u16, hotkey: &Hotkey, stake: u64) 
     [FAUCET_TAG, &(netuid, hotkey.0, stake).encode()].concat()
 }
 
+/// The remark that asks the faucet for money.
+pub(in crate::chain) fn funds_remark(account: &AccountId, balance: u64) -> Vec<u8> {
+    [FUNDS_TAG, &(account.0, balance).encode()].concat()
+}
+
 fn read_faucet(remark: &[u8]) -> Result<Call, WireError> {
-    let mut rest = remark.strip_prefix(FAUCET_TAG).ok_or_else(|| unreadable("this chain keeps no remarks"))?;
-    let (netuid, hotkey, stake) = <(u16, [u8; 32], u64)>::decode(&mut rest).map_err(unreadable)?;
-    if rest.is_empty() {
-        Ok(Call::DevRegister { netuid, hotkey: Hotkey(hotkey), stake })
+    let (call, rest) = if let Some(mut rest) = remark.strip_prefix(FAUCET_TAG) {
+        let (netuid, hotkey, stake) = <(u16, [u8; 32], u64)>::decode(&mut rest).map_err(unreadable)?;
+        (Call::DevRegister { netuid, hotkey: Hotkey(hotkey), stake }, rest)
+    } else if let Some(mut rest) = remark.strip_prefix(FUNDS_TAG) {
+        let (account, balance) = <([u8; 32], u64)>::decode(&mut rest).map_err(unreadable)?;
+        (Call::DevFund { account: Hotkey(account), balance }, rest)
     } else {
-        Err(unreadable("bytes are left over in the remark"))
-    }
+        return Err(unreadable("this chain keeps no remarks"));
+    };
+    if rest.is_empty() { Ok(call) } else { Err(unreadable("bytes are left over in the remark")) }
 }
 
 impl Opened {

@@ -4,8 +4,9 @@
 //!  metadata ─> Runtime ─┬─ schema      key and value of a storage entry, by its name
 //!                       ├─ entries     a ledger ──> every storage entry that a client reads
 //!                       ├─ events      what happened in a block ──> `System.Events`
-//!                       └─ extrinsic   bytes ──> who asks for what, until when; `Timestamp.set` ──> bytes
-//!                          fields      a commitment's fields <──> `Data` of the Commitments pallet
+//!                       ├─ extrinsic   bytes ──> who asks for what, until when; `Timestamp.set` ──> bytes
+//!                       │  fields      a commitment's fields <──> `Data` of the Commitments pallet
+//!                       └─ beacon      a beacon <──> `BeaconConfig` of the Drand pallet
 //! ```
 //!
 //! No sockets here. Pallets, entries, calls, errors and fields are found by name in the metadata, never by number: the
@@ -17,6 +18,7 @@ use std::sync::Arc;
 use subxt::Metadata;
 use subxt::ext::codec::{Decode, Encode};
 
+pub(super) mod beacon;
 pub(super) mod entries;
 pub(super) mod events;
 pub(super) mod extrinsic;

@@ -13,6 +13,9 @@ use super::WireError;
 /// The pallet that most of what we read belongs to.
 pub(in crate::chain) const SUBTENSOR: &str = "SubtensorModule";
 
+/// The pallet that keeps the beacon's pulses.
+pub(in crate::chain) const DRAND: &str = "Drand";
+
 /// Entries of the stateful epoch schedule, which runtimes before it lack. The development chain keeps that schedule
 /// whatever metadata it shows, so these are read and written by their known key and type where metadata does not list
 /// them: `u64` by subnet, unhashed.
@@ -26,6 +29,11 @@ pub(in crate::chain) const PENDING_EPOCH: &str = "PendingEpochAt";
 pub(in crate::chain) fn has(metadata: &Metadata, pallet: &str, entry: &str) -> bool {
     let storage = metadata.pallet_by_name(pallet).and_then(|pallet| pallet.storage());
     storage.is_some_and(|storage| storage.entry_by_name(entry).is_some())
+}
+
+/// Whether the runtime has this call.
+pub(in crate::chain) fn has_call(metadata: &Metadata, pallet: &str, call: &str) -> bool {
+    metadata.pallet_by_name(pallet).is_some_and(|pallet| pallet.call_variant_by_name(call).is_some())
 }
 
 /// The key of one value of an entry.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use convoke::chain::timelock::{Beacon, LocalBeacon};
 use convoke::chain::{Call, Genesis, GenesisNeuron, Hyperparameters, Invalid, Ledger};
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{BlockHash, Hotkey};
@@ -11,9 +12,9 @@ use subxt::ext::frame_decode::extrinsics::encode_call_data;
 use subxt::ext::scale_value::{Composite, Value};
 
 use super::entries::{OfBlock, entries};
-use super::extrinsic::{self, EXTRINSIC_BYTES_MAX, blake2_256, faucet_remark};
+use super::extrinsic::{self, EXTRINSIC_BYTES_MAX, blake2_256, faucet_remark, funds_remark};
 use super::fields::{Registration, to_info};
-use super::schema::SUBTENSOR;
+use super::schema::{DRAND, SUBTENSOR};
 use super::*;
 
 const NETUID: u16 = 7;
@@ -73,7 +74,8 @@ fn the_state_of_a_ledger_is_found_under_subtensors_keys() {
     let ledger = ledger();
     for runtime in runtimes() {
         let events = [events::record(Some(1), events::outcome(&runtime, Ok(())))];
-        let of_block = OfBlock { parent_hash: [3; 32], events: &events };
+        let beacon = LocalBeacon::of_chain(&ledger.genesis());
+        let of_block = OfBlock { parent_hash: [3; 32], beacon: beacon.beacon(), events: &events };
         let entries = entries(&runtime, &ledger, &of_block).unwrap();
         let metadata = runtime.metadata();
         let get = |entry: &str| {
@@ -106,12 +108,30 @@ fn the_state_of_a_ledger_is_found_under_subtensors_keys() {
 }
 
 #[test]
+fn a_beacon_is_the_one_that_was_shown_and_quicknet_where_none_was() {
+    let local = *LocalBeacon::of_chain(&BlockHash([7; 32])).beacon();
+    for runtime in runtimes() {
+        let metadata = runtime.metadata();
+        let shown = schema::encode(metadata, DRAND, "BeaconConfig", &beacon::to_config(&local)).unwrap();
+        let read: beacon::Config = schema::decode(metadata, DRAND, "BeaconConfig", &shown).unwrap();
+        assert_eq!(read.into_beacon(), Some(local), "{runtime:?}");
+        let unset: beacon::Config = schema::default(metadata, DRAND, "BeaconConfig").unwrap().unwrap();
+        assert_eq!(unset.into_beacon(), Some(Beacon::quicknet()), "{runtime:?}");
+        let timeless = beacon::to_config(&Beacon { period_ms: 0, ..local });
+        let shown = schema::encode(metadata, DRAND, "BeaconConfig", &timeless).unwrap();
+        let read: beacon::Config = schema::decode(metadata, DRAND, "BeaconConfig", &shown).unwrap();
+        assert_eq!(read.into_beacon(), None);
+    }
+}
+
+#[test]
 fn every_event_and_error_that_the_ledger_has_is_encoded() {
     let ledger = ledger();
     let all = [
         convoke::chain::Event::NeuronRegistered { uid: convoke::terms::Uid(3), hotkey: pair(1).hotkey() },
         convoke::chain::Event::WeightsSet { uid: convoke::terms::Uid(3) },
         convoke::chain::Event::Commitment { who: pair(1).hotkey() },
+        convoke::chain::Event::Funded { account: pair(1).hotkey(), amount: 1 << 40 },
     ];
     for runtime in runtimes() {
         let told: Vec<_> = all.iter().filter_map(|event| events::of_ledger(&runtime, NETUID, event)).collect();
@@ -124,10 +144,11 @@ fn every_event_and_error_that_the_ledger_has_is_encoded() {
         ];
         let outcomes = errors.map(|error| events::outcome(&runtime, Err(error)));
         let records: Vec<_> = told.into_iter().chain(outcomes).map(|event| events::record(Some(2), event)).collect();
-        let of_block = OfBlock { parent_hash: [3; 32], events: &records };
+        let beacon = LocalBeacon::of_chain(&ledger.genesis());
+        let of_block = OfBlock { parent_hash: [3; 32], beacon: beacon.beacon(), events: &records };
         let entries = entries(&runtime, &ledger, &of_block).unwrap();
         let key = schema::key(runtime.metadata(), "System", "Events", ()).unwrap();
-        assert_eq!(entries[&key][0], 7 << 2);
+        assert_eq!(entries[&key][0], 8 << 2);
     }
 }
 
@@ -209,6 +230,10 @@ fn a_signed_call_says_who_asks_for_what_and_until_when() {
         let remark = Value::from_bytes(faucet_remark(7, &pair(3).hotkey(), 99));
         let bytes = signed(&runtime, &pair(2), "System", "remark", Composite::named([("remark", remark)]));
         let call = Call::DevRegister { netuid: 7, hotkey: pair(3).hotkey(), stake: 99 };
+        assert_eq!(verify(&runtime, &bytes, 71).unwrap().call, call);
+        let remark = Value::from_bytes(funds_remark(&pair(4).hotkey(), 1 << 40));
+        let bytes = signed(&runtime, &pair(2), "System", "remark", Composite::named([("remark", remark)]));
+        let call = Call::DevFund { account: pair(4).hotkey(), balance: 1 << 40 };
         assert_eq!(verify(&runtime, &bytes, 71).unwrap().call, call);
     }
 }
