@@ -5,14 +5,17 @@
 
 mod harness;
 
-use convoke::terms::Round;
+use convoke::terms::{Block, Round};
 use convoke_node::events::{Event, Line};
 use harness::swarm::{Swarm, killed_in};
 use harness::{contributors, digests};
 use rustix::process::Signal;
 
 /// Large payloads and early checkpoints: a joiner has fewer bytes to fetch as state than as payloads.
-const STATE_IS_CHEAPER: &[&str] = &["run.sparse.keep_per_chunk=1024", "run.timing.checkpoint_rounds=3"];
+const STATE_IS_CHEAPER: &[&str] =
+    &["run.sparse.keep_per_chunk=1024", "run.sparse.quantiser=two-bit", "run.timing.checkpoint_rounds=3"];
+/// From this round on two miners have sent more bytes than θ and the payloads of three rounds have.
+const GROWN: Round = Round(11);
 
 /// Rounds that are lost to nobody once the nodes that begin a test are up.
 const SETTLED: Round = Round(2);
@@ -102,8 +105,8 @@ async fn a_miner_that_was_frozen_for_a_round_and_a_half_goes_on() {
 async fn whoever_joins_in_mid_run_fetches_the_agreed_state_and_contributes() {
     let mut swarm = Swarm::new(STATE_IS_CHEAPER).await;
     swarm.start_all(&["val", "vic"], "validator");
-    swarm.start_all(&["ada"], "miner");
-    swarm.until_completed("ada", Round(7)).await;
+    swarm.start_all(&["ada", "bob"], "miner");
+    swarm.until_completed("ada", GROWN).await;
     swarm.start_all(&["joe", "jim", "jon"], "miner");
     for name in ["joe", "jim", "jon"] {
         let fetched = |events: &[Line]| events.iter().any(|line| matches!(line.event, Event::StateFetched { .. }));
@@ -111,13 +114,54 @@ async fn whoever_joins_in_mid_run_fetches_the_agreed_state_and_contributes() {
         let held =
             swarm.events(name).iter().rposition(|line| matches!(line.event, Event::StateFetched { .. })).unwrap();
         let block = swarm.events(name)[held].block.unwrap();
-        let contributed = swarm.until_contributing(name, "val", Round(8)).await;
+        let contributed = swarm.until_contributing(name, "val", GROWN).await;
         let from = Round(block.0 / harness::swarm::BLOCKS_PER_ROUND);
         assert!(contributed <= later(from, 2), "{name} held θ in round {from}, contributed in round {contributed}");
         swarm.until_completed(name, contributed).await;
     }
     swarm.assert_one_digest_a_round();
-    swarm.assert_pace("ada", SETTLED, Round(9));
+    swarm.assert_pace("ada", SETTLED, GROWN);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_serves_a_flipped_bit_is_named_and_the_state_arrives_right() {
+    let mut swarm = Swarm::new(STATE_IS_CHEAPER).await;
+    swarm.start_all(&["val", "vic"], "validator");
+    swarm.start_all(&["ada", "bob"], "miner");
+    swarm.until_completed("ada", GROWN).await;
+    assert!(swarm.flip_large_blobs("val", 200_000) > 0);
+    swarm.start("joe", "miner", &[]);
+    let fetched = |events: &[Line]| events.iter().any(|line| matches!(line.event, Event::StateFetched { .. }));
+    swarm.until("joe", "state is fetched", fetched).await;
+    let contributed = swarm.until_contributing("joe", "vic", swarm.round()).await;
+    swarm.until_completed("joe", contributed).await;
+    let liar = swarm.endpoint("val");
+    let named = swarm.events("joe").into_iter().any(|line| match line.event {
+        Event::StateFetched { corrupt, .. } => corrupt.contains(&liar),
+        _ => false,
+    });
+    assert!(named, "nobody named {liar}");
+    swarm.assert_one_digest_a_round();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_source_that_freezes_and_dies_keeps_no_joiner_waiting() {
+    let mut swarm = Swarm::new(STATE_IS_CHEAPER).await;
+    // More than half of the stake goes on without the other.
+    swarm.lead("vic").await;
+    swarm.start_all(&["val", "vic"], "validator");
+    swarm.start_all(&["ada", "bob"], "miner");
+    swarm.until_completed("ada", GROWN).await;
+    swarm.signal("val", Signal::STOP);
+    swarm.start("joe", "miner", &[]);
+    swarm.uid("joe").await;
+    swarm.kill("val").await;
+    let joined = swarm.round();
+    let contributed = swarm.until_contributing("joe", "vic", joined).await;
+    swarm.until_completed("joe", contributed).await;
+    assert!(swarm.events("joe").iter().any(|line| matches!(line.event, Event::StateFetched { .. })));
+    swarm.assert_one_digest_a_round();
+    swarm.assert_pace("ada", SETTLED, contributed);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,7 +194,9 @@ async fn a_node_off_the_agreed_digest_contributes_nothing_and_finds_back() {
     let events = swarm.events("bob");
     let off = events.iter().position(|line| matches!(line.event, Event::DigestMismatch { .. })).unwrap();
     let done = events.iter().position(|line| matches!(line.event, Event::ResyncDone { .. })).unwrap();
-    assert!(!events[off..done].iter().any(|line| matches!(line.event, Event::Sealed { .. })));
+    // What it sealed before is told again, without a block, when it is applied again on the way.
+    let seals = |line: &Line| matches!(line.event, Event::Sealed { sealed_at, .. } if sealed_at > Block(0));
+    assert!(!events[off..done].iter().any(seals));
     // What the flipped bit made of round 5 was told before anybody could know better, and is told again as it should be.
     let own = digests(&events);
     let agreed = digests(&swarm.events("ada"));

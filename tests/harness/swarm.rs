@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
-use convoke::terms::{Hotkey, Round, Stake, Uid};
+use convoke::terms::{EndpointId, Hotkey, Round, Stake, Uid};
 use convoke_node::chain::host::development_genesis;
 use convoke_node::chain::{ChainServer, Client, ClientConfig, ServerConfig};
 use convoke_node::events::{self, Event, Line};
@@ -122,9 +122,18 @@ impl Swarm {
         Identity::open(&self.data_dir(name), None).unwrap().keypair().hotkey()
     }
 
-    /// The node's slot.
-    pub fn uid(&self, name: &str) -> Uid {
-        self.chain().ledger().metagraph().by_hotkey(&self.hotkey(name)).unwrap().uid
+    /// The node's slot, which it gets when it starts for the first time.
+    pub async fn uid(&self, name: &str) -> Uid {
+        let hotkey = self.hotkey(name);
+        let started = Instant::now();
+        let mut looks = tokio::time::interval(LOOK);
+        loop {
+            if let Some(neuron) = self.chain().ledger().metagraph().by_hotkey(&hotkey) {
+                return neuron.uid;
+            }
+            assert!(started.elapsed() < PATIENCE, "{name} gets no slot");
+            looks.tick().await;
+        }
     }
 
     /// The round that the chain is in.
@@ -231,7 +240,7 @@ impl Swarm {
 
     /// Waits until the node's payload is applied in a round from `from` on, as `witness` sees it. Answers which.
     pub async fn until_contributing(&self, name: &str, witness: &str, from: Round) -> Round {
-        let uid = self.uid(name);
+        let uid = self.uid(name).await;
         let applied = |events: &[Line]| {
             let mut rounds = contributors(events).into_iter();
             rounds.find(|(round, uids)| *round >= from && uids.contains(&uid)).map(|(round, _)| round)
@@ -266,6 +275,33 @@ impl Swarm {
             let digest = completed.get(&Round(round));
             assert!(matches!(digest, Some(Some(_))), "{name} has {digest:?} for round {round}");
         }
+    }
+
+    /// The node's key on the peer-to-peer network.
+    pub fn endpoint(&self, name: &str) -> EndpointId {
+        let secret = Identity::open(&self.data_dir(name), None).unwrap().endpoint;
+        EndpointId(*iroh::SecretKey::from_bytes(&secret).public().as_bytes())
+    }
+
+    /// Flips one bit in the middle of every blob of at least so many bytes that the node has on disk. Answers in how many.
+    pub fn flip_large_blobs(&self, name: &str, bytes_min: u64) -> usize {
+        let mut open = vec![self.data_dir(name).join("blobs")];
+        let mut flipped = 0;
+        while let Some(dir) = open.pop() {
+            for entry in fs::read_dir(dir).unwrap().map(Result::unwrap) {
+                let (path, metadata) = (entry.path(), entry.metadata().unwrap());
+                if metadata.is_dir() {
+                    open.push(path);
+                } else if path.extension().is_some_and(|kind| kind == "data") && metadata.len() >= bytes_min {
+                    let file = fs::File::options().read(true).write(true).open(&path).unwrap();
+                    let (at, mut byte) = (metadata.len() / 2, [0]);
+                    std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, at).unwrap();
+                    std::os::unix::fs::FileExt::write_all_at(&file, &[byte[0] ^ 1], at).unwrap();
+                    flipped += 1;
+                }
+            }
+        }
+        flipped
     }
 
     /// What a node's `/status` says.
