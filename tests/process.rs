@@ -209,6 +209,60 @@ fn a_port_in_use_is_named() {
     check_refused(&run(&place, &["--http", &address]), 1, &[&address]);
 }
 
+/// An address that is free at this moment.
+fn free_address() -> String {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+}
+
+/// What both have completed, they have completed alike; and that is something.
+#[track_caller]
+fn assert_alike(one: &Place, other: &Place) {
+    let (one, other) = (digests(&one.events()), digests(&other.events()));
+    let shared: Vec<_> = one.iter().filter(|(round, _)| other.contains_key(*round)).collect();
+    assert!(shared.iter().all(|(round, digest)| other[*round] == **digest), "{one:?} against {other:?}");
+    assert!(shared.iter().any(|(_, digest)| digest.is_some()), "{one:?} and {other:?} share no round");
+}
+
+#[test]
+fn the_second_node_of_a_machine_joins_the_chain_that_the_first_one_serves() {
+    let (first, second) = (Place::new(), Place::new());
+    let listen = format!("chain.listen={}", free_address());
+    let mut serving = first.start(&["--set", &listen]);
+    until(&first, &mut serving, "a round", |events| phase_entered(events, Round(1), "gathering"));
+    let mut joining = second.start(&["--set", &listen, "--role", "miner", "--rounds", "3"]);
+    assert_eq!(joining.wait().unwrap().code(), Some(0));
+    assert_eq!(terminate(&mut serving), 0);
+    assert_alike(&first, &second);
+    assert!(first.data_dir().join("chain.redb").exists() && !second.data_dir().join("chain.redb").exists());
+}
+
+#[test]
+fn a_chain_that_is_served_alone_is_joined_by_its_url() {
+    let (chain, first, second) = (tempfile::tempdir().unwrap(), Place::new(), Place::new());
+    let listen = free_address();
+    let mut command = convoke();
+    command.args(["chain", "--listen", &listen, "--block-ms", "100", "--netuid", "3", "--data-dir"]).arg(chain.path());
+    let mut serving = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let url = format!("ws://{listen}");
+    let mut one = first.start(&["--chain", &url]);
+    let mut other = second.start(&["--chain", &url, "--role", "miner", "--rounds", "3"]);
+    assert_eq!(other.wait().unwrap().code(), Some(0));
+    assert_eq!(terminate(&mut one), 0);
+    assert_eq!(terminate(&mut serving), 0);
+    assert_alike(&first, &second);
+}
+
+#[test]
+fn a_data_directory_in_use_and_state_of_another_chain_are_refused() {
+    let place = Place::new();
+    let mut running = place.start(&[]);
+    until(&place, &mut running, "a round", |events| phase_entered(events, Round(1), "gathering"));
+    check_refused(&run(&place, &[]), 1, &[place.data_dir().to_str().unwrap(), "in use", "--data-dir"]);
+    assert_eq!(terminate(&mut running), 0);
+    std::fs::remove_file(place.data_dir().join("chain.redb")).unwrap();
+    check_refused(&run(&place, &[]), 1, &["another --data-dir", "--chain"]);
+}
+
 #[test]
 fn state_that_cannot_be_used_is_named() {
     let place = Place::new();

@@ -14,6 +14,7 @@ use std::time::Duration;
 use convoke::terms::{EndpointId, Hotkey, Round, Stake, Uid};
 use convoke_node::chain::host::development_genesis;
 use convoke_node::chain::{ChainServer, Client, ClientConfig, ServerConfig};
+use convoke_node::config::Layers;
 use convoke_node::events::{self, Event, Line};
 use convoke_node::identity::Identity;
 use rustix::process::{Pid, Signal, kill_process};
@@ -43,6 +44,8 @@ pub struct Swarm {
     chain_at: SocketAddr,
     nodes: BTreeMap<String, Process>,
     sets: Vec<String>,
+    block_time: Duration,
+    blocks_per_round: u64,
     _turn: tokio::sync::MutexGuard<'static, ()>,
 }
 
@@ -72,18 +75,30 @@ pub fn free_port() -> SocketAddr {
 }
 
 impl Swarm {
-    /// A chain without nodes. `sets` lie over the small run.
+    /// A chain without nodes, for the small run. `sets` lie over it.
     pub async fn new(sets: &[&str]) -> Self {
-        let turn = TURN.lock().await;
         let dir = tempfile::tempdir().unwrap();
         let text = small_text(dir.path());
-        let mut all: Vec<String> =
-            SMALL.iter().filter(|set| !set.starts_with("node.http")).map(ToString::to_string).collect();
+        let small = SMALL.iter().filter(|set| !set.starts_with("node.http")).map(ToString::to_string);
+        let mut all: Vec<String> = small.collect();
         all.push(format!("data.files=[{:?}]", text.to_str().unwrap()));
         all.extend(sets.iter().map(ToString::to_string));
-        let chain = serve(dir.path(), "127.0.0.1:0".parse().unwrap());
+        Self::of(dir, all, BLOCK_TIME, BLOCKS_PER_ROUND).await
+    }
+
+    /// A chain without nodes, for the default run.
+    pub async fn default_run(sets: &[&str], block_time: Duration) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let blocks_per_round = Layers::default().read().unwrap().run.timing.blocks_per_round;
+        Self::of(dir, sets.iter().map(ToString::to_string).collect(), block_time, blocks_per_round).await
+    }
+
+    async fn of(dir: tempfile::TempDir, sets: Vec<String>, block_time: Duration, blocks_per_round: u64) -> Self {
+        let turn = TURN.lock().await;
+        let chain = serve(dir.path(), "127.0.0.1:0".parse().unwrap(), block_time);
         let chain_at = chain.address();
-        Self { dir, chain: Some(chain), chain_at, nodes: BTreeMap::new(), sets: all, _turn: turn }
+        let nodes = BTreeMap::new();
+        Self { dir, chain: Some(chain), chain_at, nodes, sets, block_time, blocks_per_round, _turn: turn }
     }
 
     /// The served chain.
@@ -98,7 +113,7 @@ impl Swarm {
 
     /// Serves the chain again, where it was.
     pub fn restart_chain(&mut self) {
-        self.chain = Some(serve(self.dir.path(), self.chain_at));
+        self.chain = Some(serve(self.dir.path(), self.chain_at, self.block_time));
     }
 
     /// Gives a node that is to be started more stake than any other validator has.
@@ -138,7 +153,7 @@ impl Swarm {
 
     /// The round that the chain is in.
     pub fn round(&self) -> Round {
-        Round(self.chain().heads().best.number.0 / BLOCKS_PER_ROUND)
+        Round(self.chain().heads().best.number.0 / self.blocks_per_round)
     }
 
     /// Starts a node, or starts it again, with these faults on purpose.
@@ -220,7 +235,7 @@ impl Swarm {
 
     /// Waits until the chain is in this round.
     pub async fn until_round(&self, round: Round) {
-        self.until_block(round.0 * BLOCKS_PER_ROUND).await;
+        self.until_block(round.0 * self.blocks_per_round).await;
     }
 
     /// Waits until the chain has this block.
@@ -314,6 +329,17 @@ impl Swarm {
         serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
+    /// Processor time that the node has used, as Linux counts it.
+    pub fn cpu(&self, name: &str) -> Option<Duration> {
+        /// `/proc` counts in hundredths of a second, whatever the kernel's own clock does.
+        const TICK: Duration = Duration::from_millis(10);
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.nodes[name].child.as_ref()?.id())).ok()?;
+        // The name before may hold anything; after it, user and system time are the 12th and 13th.
+        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+        let ticks = fields.get(11)?.parse::<u32>().ok()? + fields.get(12)?.parse::<u32>().ok()?;
+        Some(TICK * ticks)
+    }
+
     /// The last events and log lines of every node: what a failed test is understood by.
     fn last_words(&self) -> String {
         let mut words = String::new();
@@ -331,9 +357,9 @@ impl Swarm {
     }
 }
 
-fn serve(dir: &Path, at: SocketAddr) -> ChainServer {
+fn serve(dir: &Path, at: SocketAddr, block_time: Duration) -> ChainServer {
     let file = Some(dir.join("chain.redb"));
-    let config = ServerConfig { file, ..ServerConfig::new(at, BLOCK_TIME) };
+    let config = ServerConfig { file, ..ServerConfig::new(at, block_time) };
     ChainServer::start(&development_genesis(NETUID, 1), config).unwrap()
 }
 

@@ -16,7 +16,7 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
@@ -28,6 +28,12 @@ const BENCHES: [Bench; 4] = [
         package: "convoke-node",
         target: "learning",
         shows: "held-out loss at equal tokens, by method, with bytes a round: AdamW, DiLoCo, SparseLoCo",
+    },
+    Bench {
+        name: "swarm",
+        package: "convoke-node",
+        target: "swarm",
+        shows: "what running together costs: communication of a round, joining, processor time of the protocol",
     },
     Bench {
         name: "train",
