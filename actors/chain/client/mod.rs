@@ -31,6 +31,8 @@ mod commitments;
 #[cfg(test)]
 mod cost;
 mod failure;
+#[cfg(test)]
+mod hostile;
 mod link;
 mod read;
 #[cfg(test)]
