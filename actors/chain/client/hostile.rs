@@ -229,6 +229,41 @@ async fn numbers_at_their_ends_are_no_overflow() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stake_is_what_the_chain_counts_where_there_is_a_root_and_children() {
+    let liar = Liar::new().await;
+    let client = liar.client().await;
+    let runtime = Runtime::recorded();
+    let key = |entry: &str, keys: ([u8; 32], u16)| schema::key(runtime.metadata(), SUBTENSOR, entry, keys).unwrap();
+    let (first, second, parent) = (pair(1).hotkey().0, pair(2).hotkey().0, [77; 32]);
+    let half = (u64::MAX / 2 + 1).to_le_bytes();
+    let whole = |tao: u64| (tao * 1_000_000_000).to_le_bytes().to_vec();
+    let said = [
+        (schema::key(runtime.metadata(), SUBTENSOR, "TaoWeight", ()).unwrap(), half.to_vec()),
+        (key("TotalHotkeyAlpha", (first, 0)), whole(8)),
+        (key("ChildKeys", (first, NETUID)), [&[4][..], &half, &second].concat()),
+        (key("ParentKeys", (second, NETUID)), [&[8][..], &half, &first, &half, &parent].concat()),
+        (key("TotalHotkeyAlpha", (parent, NETUID)), whole(40)),
+    ];
+    let said: Vec<_> = said.iter().map(|(key, value)| (hex(key), hex(value))).collect();
+    liar.says(move |method, mut answer| {
+        if method != "state_queryStorageAt" {
+            return answer;
+        }
+        for change in answer[0]["changes"].as_array_mut().unwrap() {
+            if let Some((_, value)) = said.iter().find(|(key, _)| change[0] == *key) {
+                change[1] = json!(value);
+            }
+        }
+        answer
+    });
+    let read = liar.read(&client).await.unwrap();
+    let stakes: Vec<_> = read.neurons.iter().map(|neuron| neuron.stake.0).collect();
+    // Each has 5. The first has 8 on the root, which count half, and passes half of all on: 2.5 + 2. The second has that
+    // and half of the 40 of a parent that is not on the subnet.
+    assert_eq!(stakes, [4_500_000_000, 29_500_000_000, 5_000_000_000]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_answer_without_end_is_cut_off_and_another_connection_tried() {
     let liar = Liar::new().await;
     let client = liar.client().await;

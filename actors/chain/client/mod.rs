@@ -35,6 +35,7 @@ mod failure;
 mod hostile;
 mod link;
 mod read;
+mod stake;
 #[cfg(test)]
 mod tests;
 mod values;
