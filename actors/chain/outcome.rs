@@ -131,7 +131,7 @@ impl Class {
 /// The first block at which what was too soon no longer is: a commitment's quota begins anew with the epoch, weights
 /// have waited for their limit.
 pub(super) fn retry_at(metagraph: &Metagraph, hotkey: &Hotkey, is_commitment: bool) -> Block {
-    let soonest = Block(metagraph.block.0 + 1);
+    let soonest = Block(metagraph.block.0.saturating_add(1));
     let due = if is_commitment { metagraph.next_epoch } else { metagraph.weights_due(hotkey) };
     due.unwrap_or(soonest).max(soonest)
 }

@@ -35,8 +35,10 @@ const SILENCE_MIN: Duration = Duration::from_secs(2);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// up to this.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Subtensor's block time, where the node does not say another.
+/// Subtensor's block time, where the node does not say another,
 const BLOCK_TIME: Duration = Duration::from_secs(12);
+/// or says one that no chain has.
+const BLOCK_TIME_MAX: Duration = Duration::from_secs(600);
 
 /// A connection.
 pub(super) struct Online {
@@ -96,7 +98,8 @@ impl Link {
         let genesis = BlockHash(online.api.genesis_hash().0);
         let said = answer(online.rpc.system_properties()).await.ok();
         let said = said.and_then(|properties| properties.get("blockTimeMs")?.as_u64()).map(Duration::from_millis);
-        let block_time = config.block_time.or(said).filter(|time| !time.is_zero()).unwrap_or(BLOCK_TIME);
+        let is_one = |time: &Duration| !time.is_zero() && *time <= BLOCK_TIME_MAX;
+        let block_time = config.block_time.or(said).filter(is_one).unwrap_or(BLOCK_TIME);
         let best = answer(online.rpc.chain_get_header(None)).await?;
         let best = best.ok_or_else(|| Failure::Lost("it has no best block".to_owned()))?;
         let final_hash = answer(online.rpc.chain_get_finalized_head()).await?;

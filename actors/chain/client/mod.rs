@@ -31,8 +31,11 @@ mod commitments;
 #[cfg(test)]
 mod cost;
 mod failure;
+#[cfg(test)]
+mod hostile;
 mod link;
 mod read;
+mod stake;
 #[cfg(test)]
 mod tests;
 mod values;

@@ -1,4 +1,7 @@
 //! What a node reads of the chain at a block: plain storage, by name, in a few requests whatever the subnet's size.
+//!
+//! Plain storage is there in every runtime since spec 185, and reads a full subnet (256 neurons, 128 validators) in some
+//! milliseconds; so the runtime's own metagraph, whose columns are numbered anew from one runtime to the next, is not used.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,6 +16,7 @@ use tokio::sync::OnceCell;
 use super::commitments::Places;
 use super::failure::Failure;
 use super::link::{Link, Online, answer};
+use super::stake;
 use super::values::{At, Values, read_hotkeys};
 use crate::chain::server::NODE_NAME;
 use crate::chain::wire::schema::SUBTENSOR;
@@ -204,20 +208,23 @@ async fn read_metagraph(online: &Online, at: &At, netuid: u16, block: Block) -> 
     }
     values.want(SUBTENSOR, "StakeThreshold", ())?;
     values.want(SUBTENSOR, "SubnetOwnerCut", ())?;
+    values.want(SUBTENSOR, "TaoWeight", ())?;
     values.want("Commitments", "MaxSpace", ())?;
     values.want_schedule()?;
     values.fetch(online).await?;
     let hotkeys = read_hotkeys(online, &mut values, &["BlockAtRegistration"]).await?;
     for hotkey in &hotkeys {
         values.want(SUBTENSOR, "Owner", (hotkey.0,))?;
-        values.want(SUBTENSOR, "TotalHotkeyAlpha", (hotkey.0, netuid))?;
     }
+    let permit: Vec<bool> = values.subnet("ValidatorPermit", Vec::new())?;
+    stake::want(&mut values, &hotkeys, &permit)?;
     values.fetch(online).await?;
+    let stakes = stake::read(online, &mut values, &hotkeys, &permit).await?;
     let hyperparameters = read_hyperparameters(&values)?;
     let schedule = values.schedule(block)?;
     Ok(Metagraph {
         block,
-        neurons: read_neurons(&values, &hotkeys)?,
+        neurons: read_neurons(&values, &hotkeys, &stakes)?,
         hyperparameters,
         epoch_index: schedule.epoch_index,
         last_epoch: Block(schedule.last_epoch),
@@ -259,7 +266,7 @@ fn read_hyperparameters(values: &Values<'_>) -> Result<Hyperparameters, Failure>
     })
 }
 
-fn read_neurons(values: &Values<'_>, hotkeys: &[Hotkey]) -> Result<Vec<Neuron>, Failure> {
+fn read_neurons(values: &Values<'_>, hotkeys: &[Hotkey], stakes: &[Stake]) -> Result<Vec<Neuron>, Failure> {
     let netuid = values.netuid;
     let column = |entry: &str| values.subnet::<Vec<u16>>(entry, Vec::new());
     let (incentive, dividends) = (column("Incentive")?, column("Dividends")?);
@@ -276,7 +283,7 @@ fn read_neurons(values: &Values<'_>, hotkeys: &[Hotkey]) -> Result<Vec<Neuron>, 
             uid: Uid(uid),
             hotkey: *hotkey,
             coldkey: Hotkey(values.get(SUBTENSOR, "Owner", (hotkey.0,))?.unwrap_or_default()),
-            stake: Stake(values.get(SUBTENSOR, "TotalHotkeyAlpha", (hotkey.0, netuid))?.unwrap_or(0)),
+            stake: stakes.get(place).copied().unwrap_or_default(),
             permit: permit.get(place).copied().unwrap_or(false),
             active: active.get(place).copied().unwrap_or(false),
             registered_at: Block(registered_at),

@@ -46,6 +46,7 @@ impl<'a> Values<'a> {
         Ok(())
     }
 
+    /// Asks for all that is wanted; for nothing, if nothing is.
     pub(super) async fn fetch(&mut self, online: &Online) -> Result<(), Failure> {
         let (wanted, at) = (std::mem::take(&mut self.wanted), H256(self.at.block_hash().0));
         for keys in wanted.chunks(KEYS_OF_QUERY) {

@@ -168,7 +168,7 @@ impl Asked<'_> {
     /// without a word.
     async fn era_is_over(&self, birth: Block) {
         let mut heads = self.link.heads();
-        let is_over = |heads: &Heads| heads.best.number.0 > birth.0 + ERA_PERIOD + ERA_GRACE;
+        let is_over = |heads: &Heads| heads.best.number.0 > birth.0.saturating_add(ERA_PERIOD + ERA_GRACE);
         // An error means that the link is gone, and whoever asked with it.
         drop(heads.wait_for(is_over).await);
     }
@@ -229,7 +229,7 @@ impl Asked<'_> {
         let best = self.link.best().number;
         match read::metagraph(self.link, best).await {
             Ok(metagraph) => retry_at(&metagraph, &self.signer.hotkey(), self.is_commitment),
-            Err(_) => Block(best.0 + 1),
+            Err(_) => Block(best.0.saturating_add(1)),
         }
     }
 
@@ -242,7 +242,7 @@ impl Asked<'_> {
                 Some(Ok(TransactionStatus::Invalid { .. })) => {
                     // The heads may not have come this far yet.
                     let best = answer(online.rpc.chain_get_header(None)).await.ok().flatten();
-                    let is_past = best.is_some_and(|best| best.number + 1 >= birth.0 + ERA_PERIOD);
+                    let is_past = best.is_some_and(|best| best.number >= birth.0.saturating_add(ERA_PERIOD - 1));
                     let (code, custom, class) = (INVALID_TRANSACTION, None, Class::Transient);
                     return Ok(if is_past { Outcome::Expired } else { Outcome::PoolRejected { code, custom, class } });
                 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use convoke::terms::Hotkey;
 use jsonrpsee::core::RegisterMethodError;
 use jsonrpsee::types::ErrorObjectOwned;
-use jsonrpsee::types::error::INTERNAL_ERROR_CODE;
+use jsonrpsee::types::error::CALL_EXECUTION_FAILED_CODE;
 use serde_json::json;
 use subxt::utils::AccountId32;
 
@@ -102,5 +102,5 @@ pub(super) fn register(module: &mut Module) -> Result<(), RegisterMethodError> {
 }
 
 fn failed(error: ChainError) -> ErrorObjectOwned {
-    ErrorObjectOwned::owned(INTERNAL_ERROR_CODE, error.to_string(), None::<()>)
+    ErrorObjectOwned::owned(CALL_EXECUTION_FAILED_CODE, error.to_string(), None::<()>)
 }

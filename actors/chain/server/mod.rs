@@ -1,7 +1,7 @@
 //! The development chain as a server: the ledger behind the Substrate JSON-RPC methods that a Subtensor client calls.
 //!
 //! ```text
-//!  subxt ──WebSocket──> rpc, subscriptions, faults
+//!  subxt ──WebSocket──> socket ──> rpc, subscriptions, faults
 //!                            │  one lock, short
 //!                          chain ── state (storage at every kept block), pool, header
 //!                            ▲
@@ -23,10 +23,9 @@ use std::time::Duration;
 use convoke::chain::timelock::LocalBeacon;
 use convoke::chain::{Genesis, GenesisError, Ledger};
 use convoke::terms::{Block, BlockHash, Hotkey};
-use jsonrpsee::server::{BatchRequestConfig, Server, ServerConfig as RpcConfig};
 use jsonrpsee::{Methods, RpcModule};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::wire::{Runtime, WireError};
 use super::{BlockRef, CallFault, ChainError, Pace, StoreError};
@@ -36,28 +35,18 @@ use header::Sealed;
 mod chain;
 mod faults;
 mod header;
+#[cfg(test)]
+mod hostile;
 mod maker;
 mod pool;
 mod rpc;
+mod socket;
 mod state;
 mod store;
 mod subscriptions;
 
 /// What the server calls itself; no other node of a Substrate chain does.
 pub(super) const NODE_NAME: &str = "convoke";
-
-/// Connections at once: a full subnet's nodes, and people who look.
-const CONNECTIONS_MAX: u32 = 512;
-/// Subscriptions of one connection; a client has two heads and a call.
-const SUBSCRIPTIONS_MAX: u32 = 32;
-/// Bytes of a request: a query of every key that is allowed in one.
-const REQUEST_BYTES_MAX: u32 = 4 << 20;
-/// Bytes of an answer: the metadata as hexadecimal text, or all commitments of a full subnet.
-const ANSWER_BYTES_MAX: u32 = 16 << 20;
-/// Requests of one batch.
-const BATCH_MAX: u32 = 64;
-/// Answers that a connection may leave unread before it is not read from any more.
-const UNREAD_MAX: u32 = 256;
 
 /// How a chain is served. None of it is the chain's: another server may go on with the same file otherwise.
 #[derive(Debug, Clone)]
@@ -138,10 +127,11 @@ impl ChainServer {
         let unusable = |source| ServeError::Listen { address: config.listen, source };
         let listener = std::net::TcpListener::bind(config.listen).map_err(unusable)?;
         listener.set_nonblocking(true).map_err(unusable)?;
+        let listener = tokio::net::TcpListener::from_std(listener).map_err(unusable)?;
         let address = listener.local_addr().map_err(unusable)?;
         let methods = methods(Arc::clone(&shared), config.faults);
         let (stop, stopped) = watch::channel(false);
-        let serving = tokio::spawn(serve(listener, methods, shared.generation.subscribe(), stopped));
+        let serving = tokio::spawn(socket::serve(listener, methods, shared.generation.subscribe(), stopped));
         if config.pace != Pace::OnDemand {
             tokio::spawn(maker::run(Arc::downgrade(&shared), config.block_time));
         }
@@ -294,45 +284,4 @@ fn methods(shared: Arc<Shared>, faults: bool) -> Methods {
     let listed = move |_: jsonrpsee::types::Params<'_>, _: &Shared, _: &jsonrpsee::Extensions| serde_json::json!({ "methods": names });
     module.register_method("rpc_methods", listed).expect("no two methods have one name");
     module.into()
-}
-
-/// Serves one generation of connections after the other. The socket that listens outlives them all, so that whoever
-/// connects in between waits and is served.
-async fn serve(
-    listener: std::net::TcpListener,
-    methods: Methods,
-    mut generation: watch::Receiver<u64>,
-    mut stopped: watch::Receiver<bool>,
-) {
-    let config = RpcConfig::builder()
-        .max_connections(CONNECTIONS_MAX)
-        .max_subscriptions_per_connection(SUBSCRIPTIONS_MAX)
-        .max_request_body_size(REQUEST_BYTES_MAX)
-        .max_response_body_size(ANSWER_BYTES_MAX)
-        .set_batch_request_config(BatchRequestConfig::Limit(BATCH_MAX))
-        .set_message_buffer_capacity(UNREAD_MAX)
-        .set_tcp_no_delay(true)
-        .build();
-    loop {
-        generation.borrow_and_update();
-        let started =
-            listener.try_clone().and_then(|socket| Server::builder().set_config(config.clone()).build_from_tcp(socket));
-        let server = match started {
-            Ok(server) => server.start(methods.clone()),
-            Err(error) => {
-                warn!(%error, "the chain's socket cannot be used any more");
-                return;
-            }
-        };
-        let is_over = tokio::select! {
-            _ = stopped.wait_for(|stopped| *stopped) => true,
-            changed = generation.changed() => changed.is_err(),
-        };
-        // It has stopped by itself only if nothing is left to stop.
-        let _ = server.stop();
-        if is_over {
-            server.stopped().await;
-            return;
-        }
-    }
 }
