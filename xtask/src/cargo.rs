@@ -16,7 +16,7 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 4] = [
+const BENCHES: [Bench; 5] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
@@ -28,6 +28,12 @@ const BENCHES: [Bench; 4] = [
         package: "convoke-node",
         target: "learning",
         shows: "held-out loss at equal tokens, by method, with bytes a round: AdamW, DiLoCo, SparseLoCo",
+    },
+    Bench {
+        name: "state",
+        package: "convoke-node",
+        target: "state",
+        shows: "moving θ to a joiner, from one holder and from three, beside a plain iroh-blobs transfer",
     },
     Bench {
         name: "train",
