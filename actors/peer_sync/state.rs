@@ -286,13 +286,15 @@ impl Piece {
         if claimed == self.size.get() {
             return Ok(content);
         }
-        // Either the holder lies about the size, or what is wanted has another: then all would.
+        // Either what is wanted has another size, then this holder proves it; or it cannot, and lies.
         let proof = answered(connection, patience, get_verified_size(connection, &self.hash)).await?;
-        match proof.map_err(|error| classify(&error, connection))? {
-            (proven, _) if proven != self.size.get() => {
+        match proof.map_err(|error| classify(&error, connection)) {
+            Ok((proven, _)) if proven != self.size.get() => {
                 Err(FetchError::SizeMismatch { expected: self.size.get(), found: proven })
             }
-            _ => Err(FetchError::Corrupt),
+            Err(FetchError::Unreachable) if connection.close_reason().is_none() => Err(FetchError::Corrupt),
+            Ok(_) => Err(FetchError::Corrupt),
+            Err(error) => Err(error),
         }
     }
 

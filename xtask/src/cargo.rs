@@ -16,7 +16,7 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 5] = [
+const BENCHES: [Bench; 6] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
@@ -34,6 +34,12 @@ const BENCHES: [Bench; 5] = [
         package: "convoke-node",
         target: "swarm",
         shows: "what running together costs: communication of a round, joining, processor time of the protocol",
+    },
+    Bench {
+        name: "state",
+        package: "convoke-node",
+        target: "state",
+        shows: "moving θ to a joiner, from one holder and from three, beside a plain iroh-blobs transfer",
     },
     Bench {
         name: "train",
