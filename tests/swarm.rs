@@ -14,7 +14,7 @@ use rustix::process::Signal;
 /// Large payloads and early checkpoints: a joiner has fewer bytes to fetch as state than as payloads.
 const STATE_IS_CHEAPER: &[&str] =
     &["run.sparse.keep_per_chunk=1024", "run.sparse.quantiser=two-bit", "run.timing.checkpoint_rounds=3"];
-/// From this round on two miners have sent more bytes than θ and the payloads of three rounds have.
+/// From this round on three miners have sent more bytes than θ and the payloads of three rounds have.
 const GROWN: Round = Round(11);
 
 /// Rounds that are lost to nobody once the nodes that begin a test are up.
@@ -105,7 +105,7 @@ async fn a_miner_that_was_frozen_for_a_round_and_a_half_goes_on() {
 async fn whoever_joins_in_mid_run_fetches_the_agreed_state_and_contributes() {
     let mut swarm = Swarm::new(STATE_IS_CHEAPER).await;
     swarm.start_all(&["val", "vic"], "validator");
-    swarm.start_all(&["ada", "bob"], "miner");
+    swarm.start_all(&["ada", "bob", "cyd"], "miner");
     swarm.until_completed("ada", GROWN).await;
     swarm.start_all(&["joe", "jim", "jon"], "miner");
     for name in ["joe", "jim", "jon"] {
@@ -127,7 +127,7 @@ async fn whoever_joins_in_mid_run_fetches_the_agreed_state_and_contributes() {
 async fn a_source_that_serves_a_flipped_bit_is_named_and_the_state_arrives_right() {
     let mut swarm = Swarm::new(STATE_IS_CHEAPER).await;
     swarm.start_all(&["val", "vic"], "validator");
-    swarm.start_all(&["ada", "bob"], "miner");
+    swarm.start_all(&["ada", "bob", "cyd"], "miner");
     swarm.until_completed("ada", GROWN).await;
     assert!(swarm.flip_large_blobs("val", 200_000) > 0);
     swarm.start("joe", "miner", &[]);
@@ -150,7 +150,7 @@ async fn a_source_that_freezes_and_dies_keeps_no_joiner_waiting() {
     // More than half of the stake goes on without the other.
     swarm.lead("vic").await;
     swarm.start_all(&["val", "vic"], "validator");
-    swarm.start_all(&["ada", "bob"], "miner");
+    swarm.start_all(&["ada", "bob", "cyd"], "miner");
     swarm.until_completed("ada", GROWN).await;
     swarm.signal("val", Signal::STOP);
     swarm.start("joe", "miner", &[]);

@@ -99,8 +99,11 @@ fn state(bytes: usize) -> Bytes {
 /// Serves the state as a node does, until its parent closes its input.
 async fn hold(role: &Role) -> Result<()> {
     let transport = Transport::open(TransportConfig::new(role.dir.clone().into(), secret(role.seed))).await?;
-    let joiners =
-        (0..role.runs).map(|run| Peer { id: EndpointId(*joiner(run).public().as_bytes()), addresses: Vec::new() });
+    let joiners = (0..role.runs).map(|run| Peer {
+        id: EndpointId(*joiner(run).public().as_bytes()),
+        addresses: Vec::new(),
+        start: 1,
+    });
     transport.admit(&joiners.collect::<Vec<_>>()).await?;
     let state = state(role.bytes);
     let hash = Hash::from_bytes(*blake3::hash(&state).as_bytes());
@@ -171,7 +174,7 @@ impl Holder {
     }
 
     fn peer(&self) -> Peer {
-        Peer { id: EndpointId(*self.key.public().as_bytes()), addresses: vec![self.address] }
+        Peer { id: EndpointId(*self.key.public().as_bytes()), addresses: vec![self.address], start: 1 }
     }
 }
 
