@@ -132,7 +132,7 @@ impl Swarm {
         self.dir.path().join(name)
     }
 
-    /// The node's hotkey, which it has from its first start on, or from now on.
+    /// The node's hotkey, from now on.
     pub fn hotkey(&self, name: &str) -> Hotkey {
         Identity::open(&self.data_dir(name), None).unwrap().keypair().hotkey()
     }
@@ -160,7 +160,8 @@ impl Swarm {
     pub fn start(&mut self, name: &str, role: &'static str, faults: &[String]) {
         let http = self.nodes.get(name).map_or_else(free_port, |process| process.http);
         let dir = self.data_dir(name);
-        fs::create_dir_all(&dir).unwrap();
+        // Made before the process could make it, so that there is one.
+        Identity::open(&dir, None).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_convoke"));
         command.args(["run", "--name", name, "--role", role, "--chain", &format!("ws://{}", self.chain_at)]);
         command.arg("--data-dir").arg(&dir).arg("--http").arg(http.to_string());
