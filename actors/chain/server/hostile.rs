@@ -132,6 +132,10 @@ async fn bytes_that_are_no_protocol_are_hung_up_on() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_handshake_keeps_nobody_out_and_does_not_hold_up_the_end() {
+    // Both ends of every connection are files of this process.
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    let most = rustix::process::Rlimit { current: files.maximum, ..files };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, most).unwrap();
     let scene = Scene::new().await;
     let mut held = Vec::new();
     for i in 0..CONNECTIONS_MAX + 20 {
