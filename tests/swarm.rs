@@ -15,12 +15,12 @@ use rustix::process::Signal;
 const STATE_IS_CHEAPER: &[&str] = &[
     "run.sparse.keep_per_chunk=1024",
     "run.sparse.quantiser=two-bit",
-    "run.timing.checkpoint_rounds=3",
+    "run.timing.checkpoint_rounds=2",
     "run.model.d_model=64",
     "run.model.d_ff=128",
 ];
-/// From this round on three miners have sent more bytes than θ and the payloads of three rounds have.
-const GROWN: Round = Round(11);
+/// From this round on three miners have sent more bytes than θ and the payloads of four rounds have.
+const GROWN: Round = Round(16);
 
 /// Rounds that are lost to nobody once the nodes that begin a test are up.
 const SETTLED: Round = Round(2);
