@@ -131,6 +131,8 @@ async fn whoever_joins_in_mid_run_fetches_the_agreed_state_and_contributes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_source_that_serves_a_flipped_bit_is_named_and_the_state_arrives_right() {
     let mut swarm = Swarm::new(STATE_IS_CHEAPER).await;
+    // The greater stake is asked first.
+    swarm.lead("val").await;
     swarm.start_all(&["val", "vic"], "validator");
     swarm.start_all(&["ada", "bob", "cyd"], "miner");
     swarm.until_completed("ada", GROWN).await;
