@@ -22,8 +22,11 @@ pub const PIECE_BYTES: u64 = 4 * 1024 * 1024;
 pub const HOLDER_WIDTH: usize = 4;
 /// Pieces under way in all; each may hold a stream's window and what waits for the store, 2 MiB together.
 const FLIGHTS_MAX: usize = 32;
-/// Failures in a row, with pauses of 2.5 seconds in all between them, after which nothing is expected of a holder any more.
+/// Failures in a row, with pauses of 2.5 seconds in all between them, after which nothing is expected of a holder any more: a fetch that
+/// has no other holders ends.
 const FAILURES_MAX: u32 = 6;
+/// How long such a holder rests. While others bring the rest, which may take hours, it may come back.
+const LONG_REST: Duration = Duration::from_secs(10);
 /// How many times as long as its own pieces take must another's piece be under way before a free holder takes it over.
 const TAKE_OVER_AFTER: u32 = 2;
 
@@ -58,7 +61,7 @@ struct Holder {
 }
 
 impl Holder {
-    fn is_given_up(&self) -> bool {
+    fn is_hopeless(&self) -> bool {
         self.is_corrupt || self.failures >= FAILURES_MAX
     }
 }
@@ -98,7 +101,7 @@ impl Pieces {
 
     /// Whether no holder is left of whom anything is to be expected.
     pub fn is_hopeless(&self) -> bool {
-        self.holders.iter().all(Holder::is_given_up)
+        self.holders.iter().all(Holder::is_hopeless)
     }
 
     /// The holders that sent bytes that were wrong.
@@ -135,7 +138,7 @@ impl Pieces {
 
     /// When [`Pieces::next`] may have an answer even if nothing ends before.
     pub fn wake_at(&self, now: Instant) -> Option<Instant> {
-        let alive = self.holders.iter().enumerate().filter(|(_, holder)| !holder.is_given_up());
+        let alive = self.holders.iter().enumerate().filter(|(_, holder)| !holder.is_corrupt);
         let rested = alive.clone().map(|(_, holder)| holder.not_before);
         let idle = alive.filter(|(index, _)| self.missing.is_empty() && self.is_free(*index, now));
         let take_over = idle.filter_map(|(index, holder)| {
@@ -166,8 +169,9 @@ impl Pieces {
             holder.failures = 0;
         }
         if holder.failed_at.is_none_or(|failed_at| since >= failed_at) {
-            holder.not_before = now + retry_pause(holder.failures);
+            let rest = retry_pause(holder.failures);
             holder.failures += 1;
+            holder.not_before = now + if holder.is_hopeless() { LONG_REST } else { rest };
             holder.failed_at = Some(now);
         }
         holder.width = 1;
@@ -206,7 +210,7 @@ impl Pieces {
 
     fn is_free(&self, index: usize, now: Instant) -> bool {
         let holder = &self.holders[index];
-        !holder.is_given_up() && holder.not_before <= now && self.load(index) < holder.width
+        !holder.is_corrupt && holder.not_before <= now && self.load(index) < holder.width
     }
 
     /// Flights whose piece nobody else brings.
@@ -320,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holder_that_only_fails_is_given_up_after_pauses() {
+    fn a_holder_that_only_fails_is_given_up_after_pauses_but_may_come_back() {
         let mut now = Instant::now();
         let mut pieces = Pieces::new([0..8 * MIB], 1, now);
         for _ in 0..FAILURES_MAX {
@@ -331,6 +335,9 @@ mod tests {
             now = pieces.wake_at(now).unwrap_or(now);
         }
         assert!(pieces.is_hopeless());
+        let order = all_next(&mut pieces, now + LONG_REST).remove(0);
+        pieces.landed(order.flight, now + LONG_REST);
+        assert!(!pieces.is_hopeless());
     }
 
     #[test]

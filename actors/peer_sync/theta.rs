@@ -53,8 +53,7 @@ impl Transport {
             Some(size) => return Err(StoreError::new("read a state", format!("{size} bytes, not {expected}")).into()),
             None => return Err(StoreError::new("read a state", "it is not here").into()),
         }
-        let mut theta = Pages::zeroed(n_values);
-        live.store.read_into(hash, bytemuck::cast_slice_mut(&mut theta)).await?;
+        let mut theta = live.store.read_state(hash, Pages::zeroed(n_values)).await?;
         if cfg!(target_endian = "big") {
             theta.iter_mut().for_each(|value| *value = f32::from_bits(value.to_bits().swap_bytes()));
         }

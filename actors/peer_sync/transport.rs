@@ -77,7 +77,8 @@ impl TransportConfig {
             peer_budget: PeerBudget {
                 bytes: Rate { per_second: 64_000_000, burst: 4_000_000 },
                 requests: Rate { per_second: 50, burst: 500 },
-                connections_max: 8,
+                // Twice what a peer that joins has, which may have been killed and come back before the old ones time out.
+                connections_max: 12,
             },
             limits: FetchLimits {
                 connect_timeout: Duration::from_secs(5),
@@ -117,6 +118,11 @@ pub(super) struct Live {
 }
 
 impl Live {
+    /// Connections of a fetch's own: as many to each peer as there are lanes, closed when they are dropped.
+    pub fn lanes(&self, n_lanes: usize, stats: &Arc<Stats>) -> Vec<Connections> {
+        (0..n_lanes).map(|_| Connections::new(self.endpoint.clone(), stats.clone())).collect()
+    }
+
     async fn close(self: Arc<Self>) {
         // The router closes the endpoint, and with it every connection, in both directions.
         if timeout(CLOSE_TIMEOUT, self.router.shutdown()).await.is_err() {
@@ -326,6 +332,10 @@ impl Transport {
 
     pub(super) fn live(&self) -> Result<Arc<Live>, TransportError> {
         self.inner.live.read().expect("no holder of this lock panics").clone().ok_or(TransportError::Closed)
+    }
+
+    pub(super) fn lanes(&self, live: &Live, n_lanes: usize) -> Vec<Connections> {
+        live.lanes(n_lanes, &self.inner.stats)
     }
 
     pub(super) fn limits(&self) -> &FetchLimits {
