@@ -227,6 +227,7 @@ impl Pieces {
 }
 
 #[cfg(test)]
+#[allow(clippy::single_range_in_vec_init, reason = "what is missing of a state may be one range")]
 mod tests {
     use proptest::prelude::*;
 

@@ -10,8 +10,9 @@ use convoke::catch_up::{Checkpoint, History, Start};
 use convoke::manifest::Manifest;
 use convoke::round::Phase;
 use convoke::terms::{EndpointId, ManifestHash, Round};
-use tracing::info;
+use tracing::{info, warn};
 
+use super::board::Ground;
 use super::claims::Registry;
 use super::{Desk, Trouble, deadline};
 use crate::chain::ChainError;
@@ -24,6 +25,9 @@ pub type Past = Arc<Mutex<Option<History>>>;
 
 /// A node that is this many rounds behind catches up without looking for a shorter way.
 const ROUNDS_REPLAYED: u64 = 2;
+
+/// A checkpoint is written beside everything else; a disk that takes longer than this for it is of no use to a joiner.
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The decision of a round, and who may have what it names.
 pub struct Decision {
@@ -203,6 +207,20 @@ impl Desk {
         let StateBrought { theta, bytes_fetched, from, corrupt } = brought.map_err(Trouble::Outside)?;
         self.parts.journal.state_fetched(round, digest, bytes_fetched, &from, &corrupt, started.elapsed());
         Ok(Some(Adopted { round, theta, digest, prev }))
+    }
+
+    /// Beside the round: a joiner that comes before it is done is served by another validator, or by the checkpoint before.
+    pub fn keep_checkpoint(&self, round: Round, ground: Ground) {
+        let desk = self.clone();
+        tokio::spawn(async move {
+            let (theta, digest) = (ground.theta, ground.digest);
+            let question = |port| peer_sync::Msg::KeepState { round, theta, digest, port };
+            match ask(Leaf::PeerSync, &desk.leaves.peer_sync, CHECKPOINT_TIMEOUT, question).await {
+                Ok(Ok(())) => desk.parts.journal.checkpoint_kept(round, digest),
+                Ok(Err(error)) => warn!(%round, error, "the checkpoint is not kept"),
+                Err(error) => warn!(%round, %error, "the checkpoint is not kept"),
+            }
+        });
     }
 }
 

@@ -49,9 +49,6 @@ const ADMISSIONS_A_ROUND: u64 = 8;
 /// The exit code of a node that has to end for a reason that a restart would not remove.
 const EXIT_ERROR: u8 = 1;
 
-/// A checkpoint is written beside everything else; a disk that takes longer than this for it is of no use to a joiner.
-const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(600);
-
 /// The actor.
 #[derive(Debug)]
 pub struct RoundClock;
@@ -450,20 +447,6 @@ impl State {
 impl Desk {
     fn report_hung(&self, hung: Hung) {
         drop(self.supervisor.cast(supervisor::Msg::Hung(hung)));
-    }
-
-    /// Beside the round: a joiner that comes before it is done is served by another validator, or by the checkpoint before.
-    fn keep_checkpoint(&self, round: Round, ground: board::Ground) {
-        let desk = self.clone();
-        tokio::spawn(async move {
-            let (theta, digest) = (ground.theta, ground.digest);
-            let question = |port| peer_sync::Msg::KeepState { round, theta, digest, port };
-            match ask(Leaf::PeerSync, &desk.leaves.peer_sync, CHECKPOINT_TIMEOUT, question).await {
-                Ok(Ok(())) => desk.parts.journal.checkpoint_kept(round, digest),
-                Ok(Err(error)) => warn!(%round, error, "the checkpoint is not kept"),
-                Err(error) => warn!(%round, %error, "the checkpoint is not kept"),
-            }
-        });
     }
 
     /// Lets the model write a few lines, then ends the node.
