@@ -42,7 +42,7 @@ impl Peer {
     }
 }
 
-/// What one peer may ask of this node. While states are kept, its bursts are larger: see [`Admission::expect_state`].
+/// What one peer may ask of this node. While states are kept, its bursts are larger: see `Admission::expect_state`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerBudget {
     /// Bytes sent to it.

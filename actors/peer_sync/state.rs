@@ -3,7 +3,7 @@
 //! θ's digest is BLAKE3 over its bytes, which is the blob's hash; so who knows the digest that the chain agreed on, and the model's
 //! layout, knows name and size of what is wanted, and every group of 16 KiB is checked against the digest as it comes. iroh-blobs
 //! (0.104) spreads only the children of a hash sequence over several holders. A sequence would need a list of hashes that nobody
-//! has agreed on, so we ask for ranges of the one blob: [`super::pieces`] says who brings which, this file performs it.
+//! has agreed on, so we ask for ranges of the one blob: `pieces` says who brings which, this file performs it.
 //!
 //! A range goes from the stream into the store group by group. What is in the store is not fetched again, after a restart
 //! either: a blob in parts has a tag of its own ([`super::store`]), which keeps it from the collector.
