@@ -130,6 +130,13 @@ impl Admission {
         self.meters.contains_key(peer)
     }
 
+    /// Forgets all connections: each of them keeps the endpoint's socket from being released.
+    pub(super) fn let_go(&self) {
+        for meter in &self.meters {
+            meter.open.lock().expect("no holder of this lock panics").clear();
+        }
+    }
+
     /// Ends the connections that came from a peer which is no longer where they came from. As long as one of them is open,
     /// iroh sends whatever is for this peer to where that one came from (`remote_state`, iroh 1.4.1), for as long as the idle
     /// timeout: nobody would be reached.
@@ -168,6 +175,8 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
+        let mut open = self.meter.open.lock().expect("no holder of this lock panics");
+        open.retain(|connection| connection.close_reason().is_none());
         self.meter.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }
