@@ -227,6 +227,7 @@ impl Pieces {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of runs may hold one")]
 mod tests {
     use proptest::prelude::*;
 
