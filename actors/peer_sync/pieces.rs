@@ -227,7 +227,7 @@ impl Pieces {
 }
 
 #[cfg(test)]
-#[allow(clippy::single_range_in_vec_init, reason = "what is missing of a state may be one range")]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of runs may hold one")]
 mod tests {
     use proptest::prelude::*;
 

@@ -27,8 +27,8 @@ use super::theta::{self, ThetaWant};
 use super::transport::Transport;
 use crate::pages::Pages;
 
-/// Twelve pieces and a bit, so that the last one and the last group are short.
-const SIZE: usize = 12 * PIECE_BYTES as usize + 12_344;
+/// Eight pieces and a bit, so that the last one and the last group are short.
+const SIZE: usize = 8 * PIECE_BYTES as usize + 12_344;
 
 fn hash_of(bytes: &Bytes) -> Hash {
     Hash::from_bytes(*blake3::hash(bytes).as_bytes())
