@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 
 use convoke::terms::EndpointId;
 use dashmap::DashMap;
-use iroh::endpoint::{AfterHandshakeOutcome, Connection, EndpointHooks, Side};
+use iroh::endpoint::{AfterHandshakeOutcome, Connection, EndpointHooks, Side, WeakConnectionHandle};
 use iroh::{EndpointAddr, PublicKey};
 use iroh_blobs::protocol::ERR_PERMISSION;
 use tokio::time::Instant;
@@ -59,8 +59,9 @@ pub(super) struct Meter {
     pub bytes: Mutex<Bucket>,
     pub requests: Mutex<Bucket>,
     connections: AtomicUsize,
-    /// Those that are open, so that they can be ended when the peer has gone from where it was.
-    open: Mutex<Vec<Connection>>,
+    /// Those that are open, so that they can be ended when the peer has gone from where it was. Weak, since the endpoint owns
+    /// this list, and a connection keeps the endpoint's socket.
+    open: Mutex<Vec<WeakConnectionHandle>>,
 }
 
 /// The peers that may connect.
@@ -130,19 +131,13 @@ impl Admission {
         self.meters.contains_key(peer)
     }
 
-    /// Forgets all connections: each of them keeps the endpoint's socket from being released.
-    pub(super) fn let_go(&self) {
-        for meter in &self.meters {
-            meter.open.lock().expect("no holder of this lock panics").clear();
-        }
-    }
-
     /// Ends the connections that came from a peer which is no longer where they came from. As long as one of them is open,
     /// iroh sends whatever is for this peer to where that one came from (`remote_state`, iroh 1.4.1), for as long as the idle
     /// timeout: nobody would be reached.
     pub(super) fn hang_up(&self, peer: &PublicKey) {
         let Some(meter) = self.meters.get(peer).map(|meter| meter.clone()) else { return };
-        for connection in meter.open.lock().expect("no holder of this lock panics").drain(..) {
+        let open = std::mem::take(&mut *meter.open.lock().expect("no holder of this lock panics"));
+        for connection in open.iter().filter_map(WeakConnectionHandle::upgrade) {
             connection.close(0u32.into(), b"you have moved");
         }
     }
@@ -168,15 +163,13 @@ impl Seat {
     /// Remembers the connection for as long as it is open.
     pub(super) fn take(&self, connection: &Connection) {
         let mut open = self.meter.open.lock().expect("no holder of this lock panics");
-        open.retain(|connection| connection.close_reason().is_none());
-        open.push(connection.clone());
+        open.retain(|connection| connection.upgrade().is_some());
+        open.push(connection.weak_handle());
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut open = self.meter.open.lock().expect("no holder of this lock panics");
-        open.retain(|connection| connection.close_reason().is_none());
         self.meter.connections.fetch_sub(1, Ordering::AcqRel);
     }
 }

@@ -327,7 +327,6 @@ impl Transport {
         let live = self.inner.live.write().expect("no holder of this lock panics").take();
         if let Some(live) = live {
             live.close().await;
-            self.inner.admission.let_go();
         }
     }
 
