@@ -288,7 +288,7 @@ async fn a_fork_at_a_rounds_edge_splits_nobody() {
     swarm.start_all(&["ada", "bob"], "miner");
     swarm.until_completed("bob", SETTLED).await;
     // One block after the reveal, at the votes' deadline, and at the round's last seals.
-    for offset in [1, 6, 13] {
+    for offset in [1, 6, 15] {
         let round = later(swarm.round(), 1);
         swarm.until_block(round.0 * harness::swarm::BLOCKS_PER_ROUND + offset).await;
         swarm.chain().fork(1).await.unwrap();

@@ -23,7 +23,7 @@ use convoke_node::events::{self, Event, Line};
 use convoke_node::identity::Identity;
 use convoke_node::node::{AddressBook, Node, Plan, Surroundings};
 
-/// Rounds of 14 blocks of 100 ms.
+/// Rounds of 16 blocks of 100 ms.
 pub const BLOCK_TIME: Duration = Duration::from_millis(100);
 
 /// Events of each node that a failed test shows.
@@ -41,7 +41,7 @@ pub const SMALL: &[&str] = &[
     "run.inner.steps=4",
     "run.inner.batch_sequences=4",
     "run.inner.micro_batch_sequences=2",
-    "run.timing.blocks_per_round=14",
+    "run.timing.blocks_per_round=16",
     "run.timing.seal_window=4",
     "run.timing.gather_window=3",
     "run.timing.manifest_window=5",

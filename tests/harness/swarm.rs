@@ -25,7 +25,7 @@ use super::{SMALL, contributors, digests, small_text};
 /// Blocks of the swarm's chain: slower than in one process, since each node is a process of its own on few cores.
 pub const BLOCK_TIME: Duration = Duration::from_millis(150);
 /// Of the small run.
-pub const BLOCKS_PER_ROUND: u64 = 14;
+pub const BLOCKS_PER_ROUND: u64 = 16;
 /// A wait that takes longer has failed: some hundred rounds.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Between two looks at what nodes say.
