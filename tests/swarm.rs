@@ -36,9 +36,8 @@ fn last_start(events: &[Line]) -> Round {
     Round(block.0 / harness::swarm::BLOCKS_PER_ROUND)
 }
 
-/// Kills a node in each phase in turn and starts it again at once; answers the rounds in which it was started again.
-async fn kill_in_each_phase(swarm: &mut Swarm, name: &str, phases: &[&str]) -> Vec<Round> {
-    let mut returns = Vec::new();
+/// Kills a node in each phase in turn and starts it again at once.
+async fn kill_in_each_phase(swarm: &mut Swarm, name: &str, phases: &[&str]) {
     // The node runs already, without a fault in its script.
     swarm.kill(name).await;
     for phase in phases {
@@ -46,10 +45,18 @@ async fn kill_in_each_phase(swarm: &mut Swarm, name: &str, phases: &[&str]) -> V
         swarm.restart(name, &[killed_in(phase, strike)]);
         let status = swarm.ended(name).await;
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "{name} in phase {phase}");
-        returns.push(swarm.round());
     }
     swarm.restart(name, &[]);
-    returns
+}
+
+/// From `back` on it takes bob two rounds at most to contribute, and everybody completes the round in which he does, alike.
+async fn all_go_on(swarm: &Swarm, back: Round) {
+    let contributed = swarm.until_contributing("bob", "validator", back).await;
+    assert!(contributed <= later(back, 2), "on in round {back}, contributing in round {contributed}");
+    for name in ["validator", "ada", "bob"] {
+        swarm.until_completed(name, contributed).await;
+    }
+    swarm.assert_one_digest_a_round();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -272,13 +279,7 @@ async fn a_chain_that_stalls_for_three_rounds_stops_everybody_and_nobody_diverge
     tokio::time::timeout(pause, std::future::pending::<()>()).await.unwrap_err();
     assert_eq!(swarm.chain().heads().best.number, stalled_at);
     swarm.chain().stall_blocks(false);
-    let back = later(swarm.round(), 1);
-    let contributed = swarm.until_contributing("bob", "validator", back).await;
-    assert!(contributed <= later(back, 2), "on in round {back}, contributing in round {contributed}");
-    for name in ["validator", "ada", "bob"] {
-        swarm.until_completed(name, contributed).await;
-    }
-    swarm.assert_one_digest_a_round();
+    all_go_on(&swarm, later(swarm.round(), 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -287,19 +288,13 @@ async fn a_fork_at_a_rounds_edge_splits_nobody() {
     swarm.start("validator", "validator", &[]);
     swarm.start_all(&["ada", "bob"], "miner");
     swarm.until_completed("bob", SETTLED).await;
-    // One block after the reveal, at the votes' deadline, and at the round's last seals.
-    for offset in [1, 6, 15] {
+    // The newest block is replaced: the one after the reveal, the last whose votes count, and the last whose seals do.
+    for offset in [1, 5, 15] {
         let round = later(swarm.round(), 1);
         swarm.until_block(round.0 * harness::swarm::BLOCKS_PER_ROUND + offset).await;
         swarm.chain().fork(1).await.unwrap();
     }
-    let back = later(swarm.round(), 1);
-    let contributed = swarm.until_contributing("bob", "validator", back).await;
-    assert!(contributed <= later(back, 2), "forked before round {back}, contributing in round {contributed}");
-    for name in ["validator", "ada", "bob"] {
-        swarm.until_completed(name, contributed).await;
-    }
-    swarm.assert_one_digest_a_round();
+    all_go_on(&swarm, later(swarm.round(), 1)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,15 +1,13 @@
 //! Claims about moving θ, on real endpoints over loopback, with holders that die, lie and lack what they are asked for.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use convoke::terms::{Digest, EndpointId, Round};
-use iroh::endpoint::{Connection, SendStream, presets};
+use iroh::endpoint::{Connection, SendStream};
 use iroh::protocol::{AcceptError, ProtocolHandler, Router};
-use iroh::{Endpoint, RelayMode};
 use iroh_blobs::Hash;
 use iroh_blobs::protocol::Request;
 use iroh_blobs::store::mem::MemStore;
@@ -22,7 +20,7 @@ use super::gate::Reveal;
 use super::pieces::PIECE_BYTES;
 use super::state::StateWant;
 use super::store::{Kind, Label};
-use super::tests::{acquaint, config, content, eventually, node, peer, secret, soon};
+use super::tests::{acquaint, bare_endpoint, config, content, eventually, node, peer, soon};
 use super::theta::{self, ThetaWant};
 use super::transport::Transport;
 use crate::pages::Pages;
@@ -107,16 +105,7 @@ impl ProtocolHandler for Rogue {
 async fn rogue(seed: u8, bytes: &Bytes, way: Way) -> (Router, Peer) {
     let store = MemStore::new();
     store.add_bytes(bytes.clone()).await.unwrap();
-    let endpoint = Endpoint::builder(presets::Minimal)
-        .secret_key(secret(seed))
-        .relay_mode(RelayMode::Disabled)
-        .clear_ip_transports()
-        .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))
-        .unwrap()
-        .bind()
-        .await
-        .unwrap();
-    let peer = Peer { id: EndpointId(*endpoint.id().as_bytes()), addresses: endpoint.bound_sockets(), start: 1 };
+    let (endpoint, peer) = bare_endpoint(seed).await;
     let rogue = Rogue { store, way, answered: Arc::default() };
     (Router::builder(endpoint).accept(iroh_blobs::ALPN, rogue).spawn(), peer)
 }

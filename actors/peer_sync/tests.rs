@@ -323,7 +323,8 @@ impl ProtocolHandler for Rogue {
     }
 }
 
-async fn rogue(seed: u8, behaviour: Rogue) -> (Router, Peer) {
+/// An endpoint on loopback that is no transport of ours, and the peer that it is.
+pub(super) async fn bare_endpoint(seed: u8) -> (Endpoint, Peer) {
     let endpoint = Endpoint::builder(presets::Minimal)
         .secret_key(secret(seed))
         .relay_mode(RelayMode::Disabled)
@@ -334,6 +335,11 @@ async fn rogue(seed: u8, behaviour: Rogue) -> (Router, Peer) {
         .await
         .unwrap();
     let peer = Peer { id: EndpointId(*endpoint.id().as_bytes()), addresses: endpoint.bound_sockets(), start: 1 };
+    (endpoint, peer)
+}
+
+async fn rogue(seed: u8, behaviour: Rogue) -> (Router, Peer) {
+    let (endpoint, peer) = bare_endpoint(seed).await;
     (Router::builder(endpoint).accept(iroh_blobs::ALPN, behaviour).spawn(), peer)
 }
 
