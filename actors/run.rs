@@ -115,7 +115,7 @@ impl Running {
         info!(%hotkey, run = parts.run_id.short(), status, "the node runs");
 
         let (bar_stop, stopped) = watch::channel(false);
-        let bar = tokio::spawn(terminal.round_bar().follow(parts.journal.status.clone(), stopped));
+        let bar = terminal.round_bar().map(|bar| tokio::spawn(bar.follow(parts.journal.status.clone(), stopped)));
         let (stopper, ending) = (node.stopper(), node.ending());
         let patience = async {
             let code = tokio::select! {
@@ -131,7 +131,9 @@ impl Running {
         let closing = async {
             let code = node.ended().await;
             bar_stop.send_replace(true);
-            drop(bar.await);
+            if let Some(bar) = bar {
+                drop(bar.await);
+            }
             server.stop().await;
             membership.leave().await;
             code

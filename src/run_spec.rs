@@ -63,6 +63,9 @@ pub struct ModelSpec {
 pub struct InnerSpec {
     /// H: at most this many inner steps a round.
     pub steps: u32,
+    /// Whoever made fewer inner steps in a round contributes nothing to it. After the first step of a new optimiser every
+    /// parameter has moved by the learning rate, and what is kept says more about θ than about the data.
+    pub steps_min: u32,
     /// Sequences per inner step.
     pub batch_sequences: usize,
     /// Sequences whose gradient is computed at once. The gradients of a batch's micro-batches are added in their order,
@@ -190,7 +193,8 @@ pub struct GauntletSpec {
     pub burn_share: f64,
     /// Who receives that share.
     pub burn_uid: u16,
-    /// Pairwise overlap of kept indices above which the later seal is a copy, as a share of the kept.
+    /// How far two payloads may agree in what they keep, beyond what is usual in the round, before the later seal is a copy: a
+    /// share of what is left between the usual and a full agreement.
     pub copy_overlap_max: f64,
     /// A failed round multiplies the final score by this.
     pub failure_decay: f64,
@@ -289,6 +293,10 @@ impl RunSpec {
     fn validate_inner(&self) -> Result<(), RunSpecError> {
         let inner = &self.inner;
         within("inner.steps", inner.steps, 1, 100_000)?;
+        within("inner.steps_min", inner.steps_min, 1, 100_000)?;
+        holds(inner.steps_min <= inner.steps, "inner.steps_min", inner.steps_min, || {
+            format!("it must be at most inner.steps = {}", inner.steps)
+        })?;
         within("inner.batch_sequences", inner.batch_sequences, 1, 1 << 20)?;
         within("inner.micro_batch_sequences", inner.micro_batch_sequences, 1, 1 << 20)?;
         holds(

@@ -73,8 +73,8 @@ async fn a_miner_killed_in_any_phase_comes_back_and_nobody_waits_for_it() {
     assert!(contributed <= later(back, 2), "back in round {back}, contributing in round {contributed}");
     swarm.until_completed("bob", contributed).await;
     swarm.assert_one_digest_a_round();
-    swarm.assert_pace("ada", SETTLED, contributed);
-    swarm.assert_pace("validator", SETTLED, contributed);
+    swarm.assert_pace("ada", SETTLED, contributed).await;
+    swarm.assert_pace("validator", SETTLED, contributed).await;
     assert_eq!(swarm.status("bob")["role"], "miner");
 }
 
@@ -91,7 +91,7 @@ async fn the_leading_validator_killed_in_any_phase_costs_no_round() {
     swarm.until_completed("lea", back).await;
     swarm.until_completed("ada", back).await;
     swarm.assert_one_digest_a_round();
-    swarm.assert_pace("ada", SETTLED, back);
+    swarm.assert_pace("ada", SETTLED, back).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -110,7 +110,7 @@ async fn a_miner_that_was_frozen_for_a_round_and_a_half_goes_on() {
     assert!(contributed <= later(back, 2), "thawed in round {back}, contributing in round {contributed}");
     swarm.until_completed("bob", contributed).await;
     swarm.assert_one_digest_a_round();
-    swarm.assert_pace("ada", SETTLED, contributed);
+    swarm.assert_pace("ada", SETTLED, contributed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +132,7 @@ async fn whoever_joins_in_mid_run_fetches_the_agreed_state_and_contributes() {
         swarm.until_completed(name, contributed).await;
     }
     swarm.assert_one_digest_a_round();
-    swarm.assert_pace("ada", SETTLED, GROWN);
+    swarm.assert_pace("ada", SETTLED, GROWN).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -176,7 +176,7 @@ async fn a_source_that_freezes_and_dies_keeps_no_joiner_waiting() {
     swarm.until_completed("joe", contributed).await;
     assert!(swarm.events("joe").iter().any(|line| matches!(line.event, Event::StateFetched { .. })));
     swarm.assert_one_digest_a_round();
-    swarm.assert_pace("ada", SETTLED, contributed);
+    swarm.assert_pace("ada", SETTLED, contributed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,7 +217,7 @@ async fn a_node_off_the_agreed_digest_contributes_nothing_and_finds_back() {
     let agreed = digests(&swarm.events("ada"));
     let shared = own.iter().filter(|(round, _)| agreed.contains_key(*round));
     assert!(shared.clone().all(|(round, digest)| agreed[round] == *digest), "{own:?} against {agreed:?}");
-    swarm.assert_pace("ada", SETTLED, contributed);
+    swarm.assert_pace("ada", SETTLED, contributed).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -118,6 +118,7 @@ impl Desk {
             base: ground.base,
             layout: self.parts.layout.hash(),
             transport_bytes_max: transport::len_max(&self.parts.layout, &run.sparse) as u64,
+            inner_steps_min: run.inner.steps_min,
             inner_steps_max: run.inner.steps,
             holding: Some(Seal::holding_of(&holding)),
             earlier_records: earlier,

@@ -108,6 +108,7 @@ mod tests {
         let spec: ModelSpec = toml::from_str(include_str!("../../configs/models/tiny.toml")).unwrap();
         let inner = InnerSpec {
             steps: 3,
+            steps_min: 1,
             batch_sequences: 6,
             micro_batch_sequences: 2,
             lr_peak: 1e-3,

@@ -31,7 +31,7 @@ pub type Training = Trained;
 #[derive(Debug)]
 pub enum Update {
     Started { position: Position, heldout_loss: f64 },
-    Trained { round: Round, trained: Trained },
+    Trained { round: Round, trained: Trained, is_enough: bool },
     Compressed { round: Round, compressed: Compressed },
     Sealed { round: Round, block: Block, seal: SealReport, inner_steps: u32, waited: Duration },
     Gathered { round: Round, gathered: Arc<Gathered> },
@@ -175,7 +175,7 @@ impl Board {
             {
                 None
             }
-            Update::Trained { round, trained } => Some(self.trained(round, trained, journal)),
+            Update::Trained { round, trained, is_enough } => Some(self.trained(round, trained, is_enough, journal)),
             Update::Compressed { round, compressed } => Some(self.compressed(round, &compressed, journal)),
             Update::Sealed { round, block, seal, inner_steps, waited } => {
                 self.waited = waited;
@@ -216,9 +216,9 @@ impl Board {
         Event::Started(Started { round, payload_held, saved })
     }
 
-    fn trained(&mut self, round: Round, trained: Trained, journal: &Journal) -> Event {
+    fn trained(&mut self, round: Round, trained: Trained, is_enough: bool, journal: &Journal) -> Event {
         journal.trained(round, trained.steps, trained.tokens, trained.loss, trained.seconds);
-        let steps = trained.steps;
+        let steps = if is_enough { trained.steps } else { 0 };
         self.training = Some(trained);
         Event::Done(round, Done::InnerSteps(steps))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use convoke::chain::{self, Place};
+use convoke::chain;
 use convoke::round::Voter;
 use convoke::terms::{Block, BlockHash, EndpointId, Hotkey, Round, Stake};
 use tracing::debug;
@@ -30,8 +30,10 @@ impl Desk {
         let outside = |error: crate::chain::ChainError| Trouble::Outside(error.to_string());
         let metagraph = self.parts.chain.metagraph(at).await.map_err(outside)?;
         let commitments = self.parts.chain.commitments(at).await.map_err(outside)?;
-        let place = Place { genesis: self.parts.chain.genesis(), netuid: self.parts.chain.netuid() };
-        let members = chain::Registry::of(&metagraph, &commitments, &place);
+        let members = {
+            let mut proofs = self.proofs.lock().expect("no holder of this lock panics");
+            chain::Registry::of(&metagraph, &commitments, &mut proofs)
+        };
         for (hotkey, reason) in members.refused() {
             debug!(%hotkey, %reason, "a commitment is refused");
         }

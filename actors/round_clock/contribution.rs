@@ -57,7 +57,9 @@ impl Desk {
             let seed = desk.seed(round, within).await?;
             let question = |port| gpu_worker::Msg::InnerSteps { round, seed, stop, port };
             let trained = ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, question).await?;
-            Ok(Update::Trained { round, trained: trained.map_err(Trouble::Displaced)? })
+            let trained = trained.map_err(Trouble::Displaced)?;
+            let is_enough = trained.steps >= desk.parts.config.run.inner.steps_min;
+            Ok(Update::Trained { round, trained, is_enough })
         });
     }
 

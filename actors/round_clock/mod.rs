@@ -20,9 +20,10 @@ mod history;
 mod scoring;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use convoke::chain::{Place, Proofs};
 use convoke::round::{Done, Effect, Event as RoundEvent, Phase, RoundState};
 use convoke::terms::{Block, Digest, Round};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -105,6 +106,8 @@ struct Desk {
     supervisor: ActorRef<supervisor::Msg>,
     me: ActorRef<Msg>,
     past: Past,
+    /// Of one chain and subnet for as long as the actor lives.
+    proofs: Arc<Mutex<Proofs>>,
 }
 
 /// What the actor hears.
@@ -180,7 +183,9 @@ impl Actor for RoundClock {
             parts.config.run.gauntlet.rounds_per_weights,
         );
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
-        let desk = Desk { parts, leaves, supervisor, me, past: Past::default() };
+        let place = Place { genesis: parts.chain.genesis(), netuid: parts.chain.netuid() };
+        let proofs = Arc::new(Mutex::new(Proofs::new(place)));
+        let desk = Desk { parts, leaves, supervisor, me, past: Past::default(), proofs };
         desk.start(Round(0), false);
         Ok(State {
             desk,

@@ -39,9 +39,9 @@ impl Terminal {
         logs::init(self, level)
     }
 
-    /// The bar of the running round; without a terminal it draws nothing.
+    /// The bar of the running round, where there is a terminal to draw it on.
     #[must_use]
-    pub fn round_bar(&self) -> RoundBar {
-        RoundBar::new(self.bars.as_ref())
+    pub fn round_bar(&self) -> Option<RoundBar> {
+        self.bars.as_ref().map(|bars| RoundBar::new(Some(bars)))
     }
 }

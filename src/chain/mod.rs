@@ -43,5 +43,5 @@ pub use commitment::{Commitment, CommitmentError, Identity, ManifestVote, Place,
 pub use genesis::{Genesis, GenesisError, GenesisNeuron, Hyperparameters, Owner};
 pub use ledger::{Event, Header, Ledger, LedgerError, Receipt, Verdict};
 pub use metagraph::{Committed, Metagraph, Neuron};
-pub use registry::Registry;
+pub use registry::{Proofs, Registry};
 pub use schedule::{EpochSchedule, ScheduleError};

@@ -28,10 +28,35 @@ pub struct Registry {
     refused: Vec<(Hotkey, CommitmentError)>,
 }
 
+/// The identities that were found proven. A node reads the registry many times a round and an identity changes when its node starts
+/// again, so a signature is verified once, not at every read.
+#[derive(Debug, Clone)]
+pub struct Proofs {
+    place: Place,
+    /// One a member at most.
+    held: BTreeMap<Hotkey, Identity>,
+}
+
+impl Proofs {
+    /// Nothing is proven yet.
+    #[must_use]
+    pub fn new(place: Place) -> Self {
+        Self { place, held: BTreeMap::new() }
+    }
+
+    fn verify(&mut self, hotkey: Hotkey, identity: Identity) -> Result<(), CommitmentError> {
+        if self.held.get(&hotkey) != Some(&identity) {
+            identity.verify(&self.place, &hotkey)?;
+            self.held.insert(hotkey, identity);
+        }
+        Ok(())
+    }
+}
+
 impl Registry {
     /// Reads every member's commitment.
     #[must_use]
-    pub fn of(metagraph: &Metagraph, commitments: &BTreeMap<Hotkey, Committed>, place: &Place) -> Self {
+    pub fn of(metagraph: &Metagraph, commitments: &BTreeMap<Hotkey, Committed>, proofs: &mut Proofs) -> Self {
         let mut registry = Self::default();
         let mut oldest: BTreeMap<EndpointId, &Neuron> = BTreeMap::new();
         for neuron in &metagraph.neurons {
@@ -44,7 +69,7 @@ impl Registry {
                 }
             };
             if let Some(identity) = commitment.identity {
-                match identity.verify(place, &neuron.hotkey) {
+                match proofs.verify(neuron.hotkey, identity) {
                     Ok(()) => {
                         let holder = oldest.entry(identity.endpoint).or_insert(neuron);
                         if (neuron.registered_at, neuron.uid) < (holder.registered_at, holder.uid) {
@@ -60,6 +85,7 @@ impl Registry {
             let committed_at = (committed.block, committed.index);
             registry.members.insert(neuron.hotkey, Member { neuron: neuron.clone(), commitment, committed_at });
         }
+        proofs.held.retain(|hotkey, _| registry.members.contains_key(hotkey));
         registry.endpoints = oldest.into_iter().map(|(endpoint, neuron)| (endpoint, neuron.hotkey)).collect();
         registry
     }
@@ -126,11 +152,27 @@ mod tests {
         metagraph.neurons[0].registered_at = Block(9);
         let identity = |i| Identity::prove(&[6; 32], &PLACE, &key(i), 1, None);
         let commitments = BTreeMap::from([(key(0), committed(identity(0))), (key(2), committed(identity(2)))]);
-        let registry = Registry::of(&metagraph, &commitments, &PLACE);
+        let registry = Registry::of(&metagraph, &commitments, &mut Proofs::new(PLACE));
         let endpoint = identity(0).endpoint;
         assert_eq!(registry.hotkey(&endpoint).map(|member| member.neuron.hotkey), Some(key(2)));
         assert_eq!((registry.endpoint(&key(0)), registry.endpoint(&key(2))), (None, Some(endpoint)));
         assert_eq!(registry.members().len(), 2);
+    }
+
+    #[test]
+    fn a_proof_holds_for_what_it_was_given_for() {
+        let mut proofs = Proofs::new(PLACE);
+        let proven = Identity::prove(&[6; 32], &PLACE, &key(0), 1, None);
+        let mut read = |identity| {
+            let commitments = BTreeMap::from([(key(0), committed(identity))]);
+            Registry::of(&metagraph(), &commitments, &mut proofs).endpoint(&key(0))
+        };
+        assert_eq!(read(proven), Some(proven.endpoint));
+        assert_eq!(read(proven), Some(proven.endpoint));
+        assert_eq!(read(Identity { seq: 2, ..proven }), None);
+        let next = Identity::prove(&[6; 32], &PLACE, &key(0), 2, None);
+        assert_eq!(read(next), Some(next.endpoint));
+        assert_eq!(read(Identity { endpoint: EndpointId([1; 32]), ..next }), None);
     }
 
     #[test]
@@ -139,7 +181,7 @@ mod tests {
         let foreign = Committed { block: Block(1), index: 1, fields: vec![vec![7; 128]] };
         let stranger = committed(Identity::prove(&[8; 32], &PLACE, &key(50), 1, None));
         let commitments = BTreeMap::from([(key(0), committed(forged)), (key(1), foreign), (key(50), stranger)]);
-        let registry = Registry::of(&metagraph(), &commitments, &PLACE);
+        let registry = Registry::of(&metagraph(), &commitments, &mut Proofs::new(PLACE));
         assert!(registry.endpoints.is_empty());
         let refused = [(key(0), CommitmentError::Proof), (key(1), CommitmentError::FieldCount { n_fields: 1 })];
         assert_eq!(registry.refused(), refused);

@@ -82,9 +82,14 @@ pub enum RejectReason {
     /// The signature is not the hotkey's.
     #[error("the signature is not the hotkey's")]
     BadSignature,
-    /// No inner step: there is nothing a payload could say.
-    #[error("no inner steps")]
-    NoInnerSteps,
+    /// Too few inner steps for the payload to say anything.
+    #[error("{got} inner steps, at least {min} are wanted")]
+    TooFewInnerSteps {
+        /// Steps in the header.
+        got: u32,
+        /// `inner.steps_min`.
+        min: u32,
+    },
     /// More inner steps than a round allows.
     #[error("{got} inner steps, at most {max} are allowed")]
     TooManyInnerSteps {
@@ -123,7 +128,7 @@ impl RejectReason {
         "wrong-hotkey",
         "wrong-uid",
         "bad-signature",
-        "no-inner-steps",
+        "too-few-inner-steps",
         "too-many-inner-steps",
         "replay",
         "copy",
@@ -149,7 +154,7 @@ impl RejectReason {
             Self::WrongHotkey => "wrong-hotkey",
             Self::WrongUid => "wrong-uid",
             Self::BadSignature => "bad-signature",
-            Self::NoInnerSteps => "no-inner-steps",
+            Self::TooFewInnerSteps { .. } => "too-few-inner-steps",
             Self::TooManyInnerSteps { .. } => "too-many-inner-steps",
             Self::Replay => "replay",
             Self::Copy { .. } => "copy",
@@ -220,6 +225,8 @@ pub struct Expected<'a> {
     pub layout: LayoutHash,
     /// The largest transport coding the layout allows, in bytes.
     pub transport_bytes_max: u64,
+    /// `inner.steps_min`.
+    pub inner_steps_min: u32,
     /// `inner.steps`.
     pub inner_steps_max: u32,
     /// The keyed digest this peer must have sealed; `None` on a node that does not hold θ_t and so cannot judge it.
@@ -258,8 +265,8 @@ pub fn check_payload(claim: &SealClaim, facts: &PayloadFacts, expected: &Expecte
     require(facts.hotkey == claim.hotkey, || RejectReason::WrongHotkey)?;
     require(Some(facts.uid) == expected.uid, || RejectReason::WrongUid)?;
     require(facts.signature_holds, || RejectReason::BadSignature)?;
-    require(facts.inner_steps > 0, || RejectReason::NoInnerSteps)?;
-    let (got, max) = (facts.inner_steps, expected.inner_steps_max);
+    let (got, min, max) = (facts.inner_steps, expected.inner_steps_min, expected.inner_steps_max);
+    require(got >= min, || RejectReason::TooFewInnerSteps { got, min })?;
     require(got <= max, || RejectReason::TooManyInnerSteps { got, max })?;
     require(!expected.earlier_records.contains(&facts.records), || RejectReason::Replay)
 }
@@ -319,6 +326,7 @@ mod tests {
             base: Digest([3; 32]),
             layout: LayoutHash([8; 32]),
             transport_bytes_max: 1000,
+            inner_steps_min: 2,
             inner_steps_max: 30,
             holding: Some([4; 16]),
             earlier_records,
@@ -360,7 +368,7 @@ mod tests {
         refused(|_, facts, _| facts.hotkey = hotkey(2), RejectReason::WrongHotkey);
         refused(|_, facts, _| facts.uid = Uid(8), RejectReason::WrongUid);
         refused(|_, facts, _| facts.signature_holds = false, RejectReason::BadSignature);
-        refused(|_, facts, _| facts.inner_steps = 0, RejectReason::NoInnerSteps);
+        refused(|_, facts, _| facts.inner_steps = 1, RejectReason::TooFewInnerSteps { got: 1, min: 2 });
         refused(|_, facts, _| facts.inner_steps = 31, RejectReason::TooManyInnerSteps { got: 31, max: 30 });
         refused(|_, facts, _| facts.records = [99; 32], RejectReason::Replay);
     }

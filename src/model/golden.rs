@@ -49,6 +49,7 @@ impl Golden {
         let spec = serde_json::from_value(case["spec"].clone()).unwrap();
         let inner = InnerSpec {
             steps: 3,
+            steps_min: 1,
             batch_sequences: 4,
             micro_batch_sequences: 2,
             lr_peak: 1e-2,

@@ -107,6 +107,7 @@ mod tests {
     fn inner() -> InnerSpec {
         InnerSpec {
             steps: 6,
+            steps_min: 1,
             batch_sequences: 6,
             micro_batch_sequences: 2,
             lr_peak: 1e-2,

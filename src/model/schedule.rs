@@ -30,6 +30,7 @@ mod tests {
     fn inner() -> InnerSpec {
         InnerSpec {
             steps: 30,
+            steps_min: 1,
             batch_sequences: 16,
             micro_batch_sequences: 8,
             lr_peak: 1e-3,

@@ -3,8 +3,8 @@
 //! Three tables. **Pace**: the default run with 4 miners and 1 validator; of a round's time, how much each node computed or waited
 //! for the block clock, and how much it communicated. **Joining**: a miner that comes to that swarm; what it fetched, and when it
 //! contributed. **Work**: 16 miners and 1 validator that train next to nothing, so that the processor time of a node
-//! and round is the protocol's: chain, payloads, checks, agreement, outer step, boundary. What training there is
-//! (`inner-steps-done` says) is taken off; held-out losses and scores stay in it.
+//! and round is the protocol's: chain, payloads, checks, agreement, outer step, boundary. The threads that train (inner steps,
+//! losses, the optimiser's share of the boundary) are counted beside it.
 //!
 //! Arguments: `--rounds N` (8) rounds that are measured, `--only pace|work`. Quiet the machine first.
 
@@ -35,6 +35,8 @@ const SLOW_BLOCK_TIME: Duration = Duration::from_millis(1000);
 const IDLE: &[&str] = &[
     "node.workers=1",
     "run.inner.steps=1",
+    "run.inner.steps_min=1",
+    "run.gauntlet.copy_overlap_max=1",
     "run.inner.batch_sequences=1",
     "run.inner.micro_batch_sequences=1",
     "run.data.heldout_sequences=1",
@@ -134,17 +136,16 @@ async fn work(rounds: u64) {
     swarm.start_all(&miners.iter().map(String::as_str).collect::<Vec<_>>(), "miner");
     let names: Vec<String> = std::iter::once("validator".to_owned()).chain(miners).collect();
     completed(&swarm, &names, SETTLING).await;
-    let before: Vec<_> = names.iter().map(|name| (swarm.cpu(name), trained(&swarm, name))).collect();
+    let before: Vec<_> = names.iter().map(|name| swarm.cpu(name)).collect();
     let from = swarm.round().0;
     completed(&swarm, &names, SETTLING + rounds).await;
     let rounds = (swarm.round().0 - from).max(1) as f64;
     println!("\nWork: 16 miners and 1 validator, the tiny model, {rounds} rounds; processor time of a node and round");
     println!("{:<12} {:>10} {:>14} {:>14}", "node", "all, ms", "training, ms", "protocol, ms");
     let mut protocols = Vec::new();
-    for (name, (cpu, train)) in names.iter().zip(before) {
-        let (Some(cpu), Some(now)) = (cpu, swarm.cpu(name)) else { continue };
-        let all = (now - cpu).as_secs_f64() * 1e3 / rounds;
-        let training = (trained(&swarm, name) - train) * 1e3 / rounds;
+    for (name, before) in names.iter().zip(before) {
+        let (Some(before), Some(now)) = (before, swarm.cpu(name)) else { continue };
+        let [all, training] = [now.0 - before.0, now.1 - before.1].map(|used| used.as_secs_f64() * 1e3 / rounds);
         if name != "validator" {
             protocols.push(all - training);
         }
@@ -155,13 +156,4 @@ async fn work(rounds: u64) {
     let applied = status(&swarm, "validator").rounds.iter().map(|round| round.contributors.len()).max().unwrap_or(0);
     println!("median of the miners: {:.0} ms; most contributions in one round: {applied}", median(protocols));
     swarm.assert_one_digest_a_round();
-}
-
-/// Seconds of inner steps, as the node has told them.
-fn trained(swarm: &Swarm, name: &str) -> f64 {
-    let steps = swarm.events(name).into_iter().map(|line| match line.event {
-        Event::InnerStepsDone { seconds, .. } => seconds,
-        _ => 0.0,
-    });
-    steps.sum()
 }

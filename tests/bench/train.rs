@@ -48,6 +48,7 @@ impl Shapes {
     fn inner(&self) -> InnerSpec {
         InnerSpec {
             steps: self.steps,
+            steps_min: 1,
             batch_sequences: self.batch,
             micro_batch_sequences: self.micro_batch,
             lr_peak: 1e-3,

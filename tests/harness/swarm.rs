@@ -283,9 +283,9 @@ impl Swarm {
         agreed.values().filter(|(_, digest)| digest.is_some()).count()
     }
 
-    /// Whether a node has completed every round from `from` to `to`, each with a manifest.
-    #[track_caller]
-    pub fn assert_pace(&self, name: &str, from: Round, to: Round) {
+    /// Waits until a node has completed round `to`, and asks that it completed every round from `from` on with a manifest.
+    pub async fn assert_pace(&self, name: &str, from: Round, to: Round) {
+        self.until_completed(name, to).await;
         let completed = digests(&self.events(name));
         for round in from.0..=to.0 {
             let digest = completed.get(&Round(round));
@@ -330,15 +330,15 @@ impl Swarm {
         serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
-    /// Processor time that the node has used, as Linux counts it.
-    pub fn cpu(&self, name: &str) -> Option<Duration> {
-        /// `/proc` counts in hundredths of a second, whatever the kernel's own clock does.
-        const TICK: Duration = Duration::from_millis(10);
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.nodes[name].child.as_ref()?.id())).ok()?;
-        // The name before may hold anything; after it, user and system time are the 12th and 13th.
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        let ticks = fields.get(11)?.parse::<u32>().ok()? + fields.get(12)?.parse::<u32>().ok()?;
-        Some(TICK * ticks)
+    /// Processor time that the node has used, as Linux counts it: all of it, and that of the threads that train.
+    pub fn cpu(&self, name: &str) -> Option<(Duration, Duration)> {
+        let process = PathBuf::from(format!("/proc/{}", self.nodes[name].child.as_ref()?.id()));
+        let threads = fs::read_dir(process.join("task")).ok()?.filter_map(Result::ok).filter(|thread| {
+            // Linux keeps 15 characters of a thread's name.
+            let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+            name.contains("/gpu-") || name.starts_with("replica-")
+        });
+        Some((processor_time(&process)?, threads.filter_map(|thread| processor_time(&thread.path())).sum()))
     }
 
     /// The last events and log lines of every node: what a failed test is understood by.
@@ -367,4 +367,14 @@ fn serve(dir: &Path, at: SocketAddr, block_time: Duration) -> ChainServer {
 /// A fault script: the process ends without a further instruction when its clock enters the phase.
 pub fn killed_in(phase: &str, round: Round) -> String {
     format!("round-clock:{phase}:{}:kill", round.0)
+}
+
+/// What a process or thread has used, by its place in `/proc`.
+fn processor_time(place: &Path) -> Option<Duration> {
+    /// `/proc` counts in hundredths of a second, whatever the kernel's own clock does.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = fs::read_to_string(place.join("stat")).ok()?;
+    // The name before may hold anything; after it, user and system time are the 12th and 13th.
+    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
+    Some(TICK * (fields.get(11)?.parse::<u32>().ok()? + fields.get(12)?.parse::<u32>().ok()?))
 }

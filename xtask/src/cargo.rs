@@ -16,7 +16,7 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 6] = [
+const BENCHES: [Bench; 7] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
@@ -28,6 +28,12 @@ const BENCHES: [Bench; 6] = [
         package: "convoke-node",
         target: "learning",
         shows: "held-out loss at equal tokens, by method, with bytes a round: AdamW, DiLoCo, SparseLoCo",
+    },
+    Bench {
+        name: "copies",
+        package: "convoke-node",
+        target: "copies",
+        shows: "how far honest payloads of a round agree, which copies are told from",
     },
     Bench {
         name: "swarm",
