@@ -486,8 +486,15 @@ mod tests {
     }
 
     #[test]
+    fn too_few_inner_steps_count_as_none() {
+        let inner = NodeConfig::load(&[], &["run.inner.steps_min=3".to_owned()]).unwrap().run.inner;
+        assert_eq!([0, 2, 3, 30].map(|made| inner.counted(made)), [0, 0, 3, 30]);
+    }
+
+    #[test]
     fn a_value_out_of_range_names_the_range() {
         check_refused(load(&["run.inner.steps=0"]), &["`run.inner.steps` is 0", "from 1 to"]);
+        check_refused(load(&["run.inner.steps=1"]), &["`run.inner.steps_min` is 2", "at most", "inner.steps = 1"]);
         check_refused(load(&["run.inner.lr_peak=nan"]), &["`run.inner.lr_peak` is NaN"]);
         check_refused(load(&["run.data.heldout_ratio=0.9"]), &["`run.data.heldout_ratio` is 0.9", "0.5"]);
         check_refused(

@@ -91,6 +91,14 @@ pub struct InnerSpec {
     pub clip_norm: f64,
 }
 
+impl InnerSpec {
+    /// The inner steps that a contribution is made of: as many as were made, or none where they are too few.
+    #[must_use]
+    pub fn counted(&self, made: u32) -> u32 {
+        if made < self.steps_min { 0 } else { made }
+    }
+}
+
 /// SparseLoCo's numbers (arXiv:2508.15706).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

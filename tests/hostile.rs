@@ -43,7 +43,7 @@ impl Hostile {
     }
 
     /// A payload without a fault, of random values.
-    fn payload(&self, parts: &Parts, uid: Uid) -> Payload {
+    fn payload(&self, parts: &Parts, uid: Uid, inner_steps: u32) -> Payload {
         let (layout, spec, keypair) = (&parts.layout, &parts.config.run.sparse, self.identity.keypair());
         let delta: Vec<f32> = (0..layout.flat_len()).map(|i| (i * 7919 % 1009) as f32 / 1009.0 - 0.5).collect();
         // Padding holds nothing.
@@ -57,7 +57,7 @@ impl Hostile {
         let encoded = sparseloco::encode(layout, spec, &mut vec![0.0; layout.flat_len()], &flat).unwrap();
         let base = digest(&convoke::genesis::theta(&parts.config.run.model, parts.config.run.seed, layout));
         let (round, hotkey, layout_hash) = (Round(0), keypair.hotkey(), layout.hash());
-        let header = Header { run_id: parts.run_id, round, uid, hotkey, base, layout: layout_hash, inner_steps: 1 };
+        let header = Header { run_id: parts.run_id, round, uid, hotkey, base, layout: layout_hash, inner_steps };
         Payload::seal(header, layout, spec, encoded.body, &keypair)
     }
 
@@ -132,7 +132,7 @@ fn rejections(events: &[Line]) -> BTreeMap<Uid, String> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_hostile_payload_is_rejected_with_its_reason_and_the_honest_go_on() {
     let (ada, eve) = (miner("ada", 1), validator("eve", 2));
-    // Long rounds: eight peers must seal in the first.
+    // Long rounds: nine peers must seal in the first.
     let world = World::new(&[ada.clone(), eve.clone()], &["run.timing.blocks_per_round=60"]).await;
     let nodes = vec![world.start(&ada, &[]).await, world.start(&eve, &[]).await];
     let config = world.config(&ada);
@@ -141,13 +141,14 @@ async fn every_hostile_payload_is_rejected_with_its_reason_and_the_honest_go_on(
     let garbage = |fill: u8| -> Vec<u8> { (0..len).map(|i| fill ^ u8::try_from(i % 251).unwrap()).collect() };
 
     let mut hostile = Vec::new();
-    for seed in 11..=18 {
+    for seed in 11..=19 {
         hostile.push(Hostile::join(&world, seed).await);
     }
-    let coded = |idx: usize| {
-        let payload = hostile[idx].payload(&nodes[0].parts, Uid(u16::try_from(idx).unwrap() + 2));
+    let made_in = |idx: usize, inner_steps: u32| {
+        let payload = hostile[idx].payload(&nodes[0].parts, Uid(u16::try_from(idx).unwrap() + 2), inner_steps);
         (payload.hash(), transport::encode(&payload, layout, spec))
     };
+    let coded = |idx: usize| made_in(idx, config.run.inner.steps);
     hostile[0].seal(&world, &config, garbage(1), |_| {}).await;
     let (hash, bytes) = coded(1);
     hostile[1].seal(&world, &config, bytes[..bytes.len() - 1].to_vec(), |seal| seal.payload = hash).await;
@@ -159,6 +160,8 @@ async fn every_hostile_payload_is_rejected_with_its_reason_and_the_honest_go_on(
     hostile[6].seal(&world, &config, coded(6).1, |_| {}).await;
     let (hash, bytes) = coded(7);
     hostile[7].seal(&world, &config, unsigned(bytes, &nodes[0].parts), |seal| seal.payload = hash).await;
+    let (hash, bytes) = made_in(8, config.run.inner.steps_min - 1);
+    hostile[8].seal(&world, &config, bytes, |seal| seal.payload = hash).await;
 
     let completed = || nodes.iter().map(|node| node.parts.journal.status.rounds_completed()).min().unwrap_or(0);
     world.until("two rounds beside hostile peers", 250, || completed() >= 2).await;
@@ -177,6 +180,7 @@ async fn every_hostile_payload_is_rejected_with_its_reason_and_the_honest_go_on(
             (7, "malformed: frame_too_large"),
             (8, "the bytes decode to another payload than was sealed"),
             (9, "malformed: signature"),
+            (10, "1 inner steps, at least 2 are wanted"),
         ];
         for (uid, reason) in wanted {
             let found = rejected.get(&Uid(uid)).map(String::as_str).unwrap_or_default();

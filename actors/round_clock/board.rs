@@ -31,7 +31,7 @@ pub type Training = Trained;
 #[derive(Debug)]
 pub enum Update {
     Started { position: Position, heldout_loss: f64 },
-    Trained { round: Round, trained: Trained, is_enough: bool },
+    Trained { round: Round, trained: Trained, counted: u32 },
     Compressed { round: Round, compressed: Compressed },
     Sealed { round: Round, block: Block, seal: SealReport, inner_steps: u32, waited: Duration },
     Gathered { round: Round, gathered: Arc<Gathered> },
@@ -175,7 +175,7 @@ impl Board {
             {
                 None
             }
-            Update::Trained { round, trained, is_enough } => Some(self.trained(round, trained, is_enough, journal)),
+            Update::Trained { round, trained, counted } => Some(self.trained(round, trained, counted, journal)),
             Update::Compressed { round, compressed } => Some(self.compressed(round, &compressed, journal)),
             Update::Sealed { round, block, seal, inner_steps, waited } => {
                 self.waited = waited;
@@ -216,11 +216,10 @@ impl Board {
         Event::Started(Started { round, payload_held, saved })
     }
 
-    fn trained(&mut self, round: Round, trained: Trained, is_enough: bool, journal: &Journal) -> Event {
+    fn trained(&mut self, round: Round, trained: Trained, counted: u32, journal: &Journal) -> Event {
         journal.trained(round, trained.steps, trained.tokens, trained.loss, trained.seconds);
-        let steps = if is_enough { trained.steps } else { 0 };
         self.training = Some(trained);
-        Event::Done(round, Done::InnerSteps(steps))
+        Event::Done(round, Done::InnerSteps(counted))
     }
 
     fn compressed(&mut self, round: Round, compressed: &Compressed, journal: &Journal) -> Event {

@@ -58,8 +58,8 @@ impl Desk {
             let question = |port| gpu_worker::Msg::InnerSteps { round, seed, stop, port };
             let trained = ask(Leaf::GpuWorker, &desk.leaves.gpu_worker, within, question).await?;
             let trained = trained.map_err(Trouble::Displaced)?;
-            let is_enough = trained.steps >= desk.parts.config.run.inner.steps_min;
-            Ok(Update::Trained { round, trained, is_enough })
+            let counted = desk.parts.config.run.inner.counted(trained.steps);
+            Ok(Update::Trained { round, trained, counted })
         });
     }
 

@@ -9,7 +9,7 @@ mod progress;
 
 use std::io::IsTerminal;
 
-use indicatif::{MultiProgress, ProgressDrawTarget};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget};
 
 pub use closing::closing_table;
 pub use logs::LogsError;
@@ -42,6 +42,6 @@ impl Terminal {
     /// The bar of the running round, where there is a terminal to draw it on.
     #[must_use]
     pub fn round_bar(&self) -> Option<RoundBar> {
-        self.bars.as_ref().map(|bars| RoundBar::new(Some(bars)))
+        self.bars.as_ref().map(|bars| RoundBar::new(bars.add(ProgressBar::new(0))))
     }
 }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 use tokio::sync::watch;
 
 use crate::status::{Progress, StatusBoard};
@@ -18,11 +18,7 @@ pub struct RoundBar {
 }
 
 impl RoundBar {
-    pub(super) fn new(bars: Option<&MultiProgress>) -> Self {
-        let bar = match bars {
-            Some(bars) => bars.add(ProgressBar::new(0)),
-            None => ProgressBar::hidden(),
-        };
+    pub(super) fn new(bar: ProgressBar) -> Self {
         let style = ProgressStyle::with_template("{prefix:>10.cyan.bold} [{bar:24}] {pos:>3}/{len} {wide_msg}")
             .expect("the template is well formed");
         bar.set_style(style.progress_chars("=> "));
@@ -81,7 +77,7 @@ mod tests {
 
     #[test]
     fn the_bar_tells_round_steps_phase_and_losses() {
-        let bar = RoundBar::new(None);
+        let bar = RoundBar::new(ProgressBar::hidden());
         bar.show(&FULL);
         assert_eq!((bar.bar.prefix(), bar.bar.position(), bar.bar.length()), ("round 12".to_owned(), 7, Some(30)));
         assert_eq!(bar.bar.message(), "training · loss 3.126 · held-out 2.500 · block 370");
@@ -105,7 +101,7 @@ mod tests {
         };
         let age = Duration::from_secs(1);
         let board = StatusBoard::new(identity, Freshness { head_age_max: age, round_age_max: age });
-        let bar = RoundBar::new(None);
+        let bar = RoundBar::new(ProgressBar::hidden());
         let shown = bar.bar.clone();
         let (stop, stopped) = watch::channel(false);
         let following = tokio::spawn(bar.follow(board.clone(), stopped));

@@ -81,22 +81,6 @@ fn usual(mut pairs: Vec<f64>) -> f64 {
     }
 }
 
-/// How many indices two ascending lists have in common.
-///
-/// Summed over the chunks of two payloads and divided by the indices kept in one of them, this is their overlap.
-#[must_use]
-pub fn n_shared(a: &[u16], b: &[u16]) -> usize {
-    let (mut rest_a, mut rest_b, mut n_shared) = (a, b, 0);
-    while let (Some((first_a, after_a)), Some((first_b, after_b))) = (rest_a.split_first(), rest_b.split_first()) {
-        match first_a.cmp(first_b) {
-            std::cmp::Ordering::Less => rest_a = after_a,
-            std::cmp::Ordering::Greater => rest_b = after_b,
-            std::cmp::Ordering::Equal => (rest_a, rest_b, n_shared) = (after_a, after_b, n_shared + 1),
-        }
-    }
-    n_shared
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -164,14 +148,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn shared_indices_are_the_intersection(
-            a in proptest::collection::btree_set(0_u16..100, 0..64), b in proptest::collection::btree_set(0_u16..100, 0..64),
-        ) {
-            let list = |set: &BTreeSet<u16>| set.iter().copied().collect::<Vec<_>>();
-            prop_assert_eq!(n_shared(&list(&a), &list(&b)), a.intersection(&b).count());
-        }
-
         #[test]
         fn whoever_sealed_first_of_those_that_overlap_is_never_a_copy(
             blocks in proptest::collection::vec(0_u64..9, 1..10), pairs in proptest::collection::vec((0_usize..10, 0_usize..10), 0..12),

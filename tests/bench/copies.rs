@@ -5,7 +5,7 @@
 //! contributions of those that trained in full. A row is a round and a pair of kinds: the lowest, median and highest agreement
 //! ([`convoke::sparseloco::overlap`]) of such pairs. `inner.steps_min` and `gauntlet.copy_overlap_max` rest on it.
 //!
-//! Arguments: `--rounds N` (8), `--peers N` (4) of each kind.
+//! Arguments: `--rounds N` (8), `--peers N` (4) of each kind, 2 to 60.
 
 #![expect(clippy::print_stdout, reason = "it measures, and says what it measured")]
 #![allow(clippy::unwrap_used, reason = "what is not as expected ends the measurement")]
@@ -50,6 +50,7 @@ fn main() {
             _ => panic!("`{argument}`: the arguments are --rounds N and --peers N"),
         }
     }
+    assert!((2..=60).contains(&n_each), "--peers {n_each}: from 2, which make a pair, to 60");
     let cache = tempfile::tempdir().unwrap();
     let config = RunArgs { data_dir: Some(cache.path().to_owned()), ..RunArgs::default() }.config().unwrap();
     let model = &config.run.model;

@@ -145,7 +145,9 @@ async fn work(rounds: u64) {
     let mut protocols = Vec::new();
     for (name, before) in names.iter().zip(before) {
         let (Some(before), Some(now)) = (before, swarm.cpu(name)) else { continue };
-        let [all, training] = [now.0 - before.0, now.1 - before.1].map(|used| used.as_secs_f64() * 1e3 / rounds);
+        // A worker that was replaced took its time with it.
+        let used = [now.all - before.all, now.training.saturating_sub(before.training)];
+        let [all, training] = used.map(|used| used.as_secs_f64() * 1e3 / rounds);
         if name != "validator" {
             protocols.push(all - training);
         }

@@ -330,15 +330,16 @@ impl Swarm {
         serde_json::from_str(text.split_once("\r\n\r\n").unwrap().1).unwrap()
     }
 
-    /// Processor time that the node has used, as Linux counts it: all of it, and that of the threads that train.
-    pub fn cpu(&self, name: &str) -> Option<(Duration, Duration)> {
+    /// Processor time that the node has used, as Linux counts it.
+    pub fn cpu(&self, name: &str) -> Option<Cpu> {
         let process = PathBuf::from(format!("/proc/{}", self.nodes[name].child.as_ref()?.id()));
         let threads = fs::read_dir(process.join("task")).ok()?.filter_map(Result::ok).filter(|thread| {
             // Linux keeps 15 characters of a thread's name.
             let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
             name.contains("/gpu-") || name.starts_with("replica-")
         });
-        Some((processor_time(&process)?, threads.filter_map(|thread| processor_time(&thread.path())).sum()))
+        let training = threads.filter_map(|thread| processor_time(&thread.path())).sum();
+        Some(Cpu { all: processor_time(&process)?, training })
     }
 
     /// The last events and log lines of every node: what a failed test is understood by.
@@ -367,6 +368,14 @@ fn serve(dir: &Path, at: SocketAddr, block_time: Duration) -> ChainServer {
 /// A fault script: the process ends without a further instruction when its clock enters the phase.
 pub fn killed_in(phase: &str, round: Round) -> String {
     format!("round-clock:{phase}:{}:kill", round.0)
+}
+
+/// Processor time of a node.
+#[derive(Debug, Clone, Copy)]
+pub struct Cpu {
+    pub all: Duration,
+    /// Of the threads that train, which is in `all`.
+    pub training: Duration,
 }
 
 /// What a process or thread has used, by its place in `/proc`.
