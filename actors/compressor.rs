@@ -9,7 +9,7 @@
 //! Fault points: `position`, `adopt`, `compress`, `outer-step` (may flip a bit of θ), `save`.
 
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use convoke::digest::{digest, digest_with};
 use convoke::manifest::Manifest;
@@ -24,7 +24,7 @@ use crate::node::Parts;
 use crate::pages::Pages;
 use crate::pool::Threads;
 use crate::store::{put_f32s, take_pages};
-use crate::workbench::Workbench;
+use crate::workbench::{Bench, Place, Workbench};
 
 /// The boundary's section in the store.
 pub const SECTION: &str = "compressor";
@@ -198,22 +198,32 @@ impl Actor for Compressor {
     type Arguments = Arc<Parts>;
 
     async fn pre_start(&self, me: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
-        let name = format!("{}/{}", parts.config.node.name, Leaf::Compressor);
-        let threads = Threads::start(&name, parts.cpu_threads())?;
+        let place = Place::of(&parts, Leaf::Compressor);
+        let threads = match place.bench {
+            Bench::Thread => Threads::start(&format!("{}/{}", place.node, place.leaf), parts.cpu_threads())?,
+            Bench::Task(_) => Threads::none(),
+        };
         let build = move || Desk::load(parts, threads);
-        let bench = Workbench::start(name, build, move |why| drop(me.cast(Msg::Died(why))))?;
+        let bench = Workbench::start(place, build, move |why| drop(me.cast(Msg::Died(why))))?;
         Ok(State { bench })
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Position(port) => state.bench.put(|desk| answer(port, desk.position())),
-            Msg::Compress(contribution, port) => state.bench.put(|desk| answer(port, desk.compress(contribution))),
-            Msg::Step(round, decision, port) => state.bench.put(move |desk| answer(port, desk.step(round, decision))),
-            Msg::Adopt { adopted, in_doubt, port } => {
-                state.bench.put(move |desk| answer(port, desk.adopt(adopted, in_doubt)));
+            Msg::Position(port) => state.bench.put("position", Desk::round, |desk| answer(port, desk.position())),
+            Msg::Compress(contribution, port) => {
+                state.bench.put("compress", Desk::round, |desk| answer(port, desk.compress(contribution)));
             }
-            Msg::Save(round, port) => state.bench.put(move |desk| answer(port, desk.save(round))),
+            Msg::Step(round, decision, port) => {
+                state.bench.put("outer-step", move |_| round, move |desk| answer(port, desk.step(round, decision)));
+            }
+            Msg::Adopt { adopted, in_doubt, port } => {
+                let round = adopted.as_ref().map_or(Round(0), |adopted| adopted.round);
+                state.bench.put("adopt", move |_| round, move |desk| answer(port, desk.adopt(adopted, in_doubt)));
+            }
+            Msg::Save(round, port) => {
+                state.bench.put("save", move |_| round, move |desk| answer(port, desk.save(round)));
+            }
             Msg::Died(why) => return Err(why.into()),
         }
         Ok(())
@@ -293,8 +303,11 @@ impl Desk {
         }
     }
 
+    fn round(&self) -> Round {
+        self.round
+    }
+
     fn position(&self) -> Position {
-        self.parts.faults.point_on_thread(Leaf::Compressor, "position", self.round);
         Position {
             round: self.round,
             theta: Arc::clone(&self.theta),
@@ -313,7 +326,6 @@ impl Desk {
     /// e stays what it is: what this node has not sent is of use from any θ.
     fn adopt(&mut self, adopted: Option<Adopted>, in_doubt: bool) -> Result<Position, Refused> {
         let Adopted { round, theta, digest, prev } = adopted.unwrap_or_else(|| first(&self.parts));
-        self.parts.faults.point_on_thread(Leaf::Compressor, "adopt", round);
         let found = digest_with(&self.threads, &theta);
         if found != digest {
             return Err(Refused::OffDigest { found, agreed: digest });
@@ -328,7 +340,6 @@ impl Desk {
 
     fn compress(&mut self, contribution: Contribution) -> Result<Compressed, Refused> {
         self.at(contribution.round)?;
-        self.parts.faults.point_on_thread(Leaf::Compressor, "compress", self.round);
         let started = Instant::now();
         self.take_back();
         let spec = &self.parts.config.run.sparse;
@@ -381,7 +392,6 @@ impl Desk {
             return Ok(stepped.clone());
         }
         self.at(round)?;
-        self.parts.faults.point_on_thread(Leaf::Compressor, "outer-step", self.round);
         let started = Instant::now();
         let payloads = decision.as_ref().map_or(&[][..], |decision| &decision.payloads);
         let mine: Option<PayloadHash> = self.pending.as_ref().map(|pending| pending.parcel.payload.hash());
@@ -417,7 +427,6 @@ impl Desk {
 
     fn save(&mut self, round: Round) -> Result<(), Refused> {
         self.at(round)?;
-        self.parts.faults.point_on_thread(Leaf::Compressor, "save", self.round);
         // θ of the last end would otherwise be held beside the one that training changes.
         self.last = None;
         let head = BoundaryHead { round, digest: self.digest, prev: self.prev };

@@ -31,7 +31,25 @@ const NO_BLOCK: u64 = u64::MAX;
 #[derive(Clone)]
 pub struct Events {
     shared: Arc<Shared>,
-    queue: SyncSender<Message>,
+    lines: Lines,
+}
+
+/// Where lines go.
+#[derive(Clone)]
+enum Lines {
+    /// To the thread that writes the file.
+    Writer(SyncSender<Message>),
+    /// To whoever wants to see each when it is recorded.
+    Witness(Arc<dyn Witness>),
+}
+
+/// Sees every event at the moment at which it is recorded: a simulation, which has a clock of its own.
+pub trait Witness: Send + Sync {
+    /// Milliseconds since 1970.
+    fn unix_ms(&self) -> u64;
+
+    /// Takes a line. It is called by an actor, so it must not wait for anything.
+    fn see(&self, line: Line);
 }
 
 struct Shared {
@@ -57,12 +75,17 @@ impl Events {
 
     fn open_with(path: &Path, node: &str, file_bytes_max: u64) -> io::Result<Self> {
         let output = Output::open(path.to_owned(), file_bytes_max)?;
-        let shared =
-            Arc::new(Shared { node: node.to_owned(), block: AtomicU64::new(NO_BLOCK), lost: AtomicU64::new(0) });
+        let shared = Arc::new(Shared::new(node));
         let (queue, messages) = sync_channel(QUEUE_MAX);
         let writer = Writer { shared: shared.clone(), output, lost_written: 0 };
         std::thread::Builder::new().name(format!("{node}/events")).spawn(move || writer.run(&messages))?;
-        Ok(Self { shared, queue })
+        Ok(Self { shared, lines: Lines::Writer(queue) })
+    }
+
+    /// Events that no file holds.
+    #[must_use]
+    pub fn seen_by(witness: Arc<dyn Witness>, node: &str) -> Self {
+        Self { shared: Arc::new(Shared::new(node)), lines: Lines::Witness(witness) }
     }
 
     /// The block that the following lines carry.
@@ -72,16 +95,22 @@ impl Events {
 
     /// Records an event about a round, or about none. Never blocks: without room the line is counted as lost.
     pub fn record(&self, round: impl Into<Option<Round>>, event: Event) {
-        let line = Message::Line(Box::new(self.shared.line(round.into(), event)));
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.queue.try_send(line) {
-            self.shared.lost.fetch_add(1, Ordering::Relaxed);
+        match &self.lines {
+            Lines::Witness(witness) => witness.see(self.shared.line(witness.unix_ms(), round.into(), event)),
+            Lines::Writer(queue) => {
+                let line = Message::Line(Box::new(self.shared.line(unix_ms(), round.into(), event)));
+                if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = queue.try_send(line) {
+                    self.shared.lost.fetch_add(1, Ordering::Relaxed);
+                }
+            }
         }
     }
 
     /// Waits until every line recorded before is on disk. For the end of a run, not for an actor.
     pub fn flush(&self) {
+        let Lines::Writer(queue) = &self.lines else { return };
         let (done, wait) = sync_channel(1);
-        if self.queue.send(Message::Flush(done)).is_ok() {
+        if queue.send(Message::Flush(done)).is_ok() {
             // An error means that the writer is gone, and nothing is left to wait for.
             let _ = wait.recv();
         }
@@ -95,15 +124,13 @@ impl Events {
 }
 
 impl Shared {
-    fn line(&self, round: Option<Round>, event: Event) -> Line {
+    fn new(node: &str) -> Self {
+        Self { node: node.to_owned(), block: AtomicU64::new(NO_BLOCK), lost: AtomicU64::new(0) }
+    }
+
+    fn line(&self, at_ms: u64, round: Option<Round>, event: Event) -> Line {
         let block = self.block.load(Ordering::Relaxed);
-        Line {
-            at_ms: unix_ms(),
-            node: self.node.clone(),
-            block: (block != NO_BLOCK).then_some(Block(block)),
-            round,
-            event,
-        }
+        Line { at_ms, node: self.node.clone(), block: (block != NO_BLOCK).then_some(Block(block)), round, event }
     }
 }
 
@@ -144,7 +171,7 @@ impl Writer {
     fn tell_lost(&mut self) {
         let lost = self.shared.lost.load(Ordering::Relaxed);
         if lost > self.lost_written {
-            let line = self.shared.line(None, Event::EventsLost { count: lost - self.lost_written });
+            let line = self.shared.line(unix_ms(), None, Event::EventsLost { count: lost - self.lost_written });
             if self.output.append(&line).is_ok() {
                 self.lost_written = lost;
             }

@@ -69,6 +69,11 @@ impl Faults {
         Self { script: Mutex::new(script), journal }
     }
 
+    /// One more fault.
+    pub fn add(&self, fault: Fault) {
+        self.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(fault);
+    }
+
     fn due(&self, leaf: Leaf, point: &str, round: Round, flips: bool) -> Option<FaultKind> {
         // A poisoned script is one that struck while it was held; what is left of it is still right.
         let mut script = self.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
@@ -102,6 +107,18 @@ impl Faults {
             Some(FaultKind::Panic) => panic!("fault on purpose: {leaf} at {point}"),
             Some(FaultKind::Hang) => std::future::pending().await,
             Some(FaultKind::Kill | FaultKind::Flip) | None => {}
+        }
+    }
+
+    /// A point in work that a task does in place of a thread: what a panic there would say.
+    ///
+    /// # Errors
+    /// When a panic is due here.
+    pub async fn point_on_task(&self, leaf: Leaf, point: &str, round: Round) -> Result<(), String> {
+        match self.due(leaf, point, round, false) {
+            Some(FaultKind::Panic) => Err(format!("fault on purpose: {leaf} at {point}")),
+            Some(FaultKind::Hang) => std::future::pending().await,
+            Some(FaultKind::Kill | FaultKind::Flip) | None => Ok(()),
         }
     }
 

@@ -61,6 +61,27 @@ pub struct Spent {
 }
 
 impl Journal {
+    /// One that nobody reads.
+    #[cfg(test)]
+    pub fn unheard(node: &str) -> Self {
+        struct Deaf;
+        impl crate::events::Witness for Deaf {
+            fn unix_ms(&self) -> u64 {
+                0
+            }
+            fn see(&self, _: crate::events::Line) {}
+        }
+        let config = crate::config::Layers::default().put("node.name", node).unwrap().read().unwrap();
+        let events = Events::seen_by(Arc::new(Deaf), node);
+        crate::node::journal(
+            &config,
+            Hotkey::default(),
+            convoke::terms::RunId::default(),
+            Duration::from_secs(1),
+            events,
+        )
+    }
+
     /// The chain has a new head.
     pub fn head(&self, best: Block, finalized: Block) {
         self.events.set_block(best);

@@ -38,6 +38,8 @@ pub mod pages;
 
 pub mod faults;
 
+pub mod disk;
+
 pub mod store;
 
 pub mod chain;
@@ -71,3 +73,5 @@ pub mod cli;
 pub mod run;
 
 pub mod serve_chain;
+
+pub mod fake;

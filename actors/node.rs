@@ -13,7 +13,7 @@ use convoke::chain;
 use convoke::hotkey::HotkeyPair;
 use convoke::round::Schedule;
 use convoke::sparseloco::Layout;
-use convoke::terms::{Block, EndpointId, Round, RunId};
+use convoke::terms::{Block, EndpointId, Hotkey, Round, RunId};
 use dashmap::DashMap;
 use ractor::{Actor, ActorRef};
 use tokio::sync::watch;
@@ -31,11 +31,13 @@ use crate::journal::{self, Journal};
 use crate::leaf::Leaf;
 use crate::membership;
 use crate::metrics::{Metrics, NodeFacts, Vocabulary};
+use crate::peer_sync::net::Nets;
 use crate::peer_sync::slot::TransportSlot;
 use crate::peer_sync::transport::TransportConfig;
 use crate::status::{self, Freshness, StatusBoard};
 use crate::store::Store;
 use crate::supervisor::{self, Supervisor};
+use crate::workbench::Bench;
 
 /// Where peers can be reached, by their endpoint's id; shared by the nodes of one process.
 pub type AddressBook = Arc<DashMap<EndpointId, SocketAddr>>;
@@ -50,8 +52,8 @@ pub struct Parts {
     pub layout: Layout,
     /// Which block means what.
     pub schedule: Schedule,
-    /// The tokens.
-    pub dataset: Dataset,
+    /// What the worker trains with.
+    pub trainers: Arc<dyn gpu_worker::Trainers>,
     /// Round-boundary state.
     pub store: Store,
     /// The hotkey.
@@ -63,13 +65,15 @@ pub struct Parts {
     /// The chain, to write; ChainWriter's alone.
     pub chain_write: Arc<dyn ChainWrite>,
     /// Endpoint and blobs.
-    pub transport: TransportSlot,
+    pub transport: Arc<dyn Nets>,
     /// Where peers are.
     pub addresses: AddressBook,
     /// Where everything is told.
     pub journal: Journal,
     /// Faults on purpose.
-    pub faults: Faults,
+    pub faults: Arc<Faults>,
+    /// Where the actors' heavy work is done.
+    pub bench: Bench,
     /// Leave after this many completed rounds.
     pub rounds: Option<u64>,
     /// What the trained model wrote at the end.
@@ -123,7 +127,7 @@ impl Parts {
     /// θ₀, chunk-major: the same on every node, from the run's seed.
     #[must_use]
     pub fn genesis_theta(&self) -> Vec<f32> {
-        convoke::genesis::theta(&self.config.run.model, self.config.run.seed, &self.layout)
+        self.trainers.first_theta(self)
     }
 
     /// Threads of an actor that computes on the CPU.
@@ -140,7 +144,7 @@ impl Parts {
 pub struct Prepared {
     config: NodeConfig,
     identity: Identity,
-    dataset: Dataset,
+    trainers: Arc<dyn gpu_worker::Trainers>,
     run_id: RunId,
     layout: Layout,
     schedule: Schedule,
@@ -164,7 +168,16 @@ impl Prepared {
     /// One readable sentence for whatever does not fit together.
     pub async fn start(self, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Node> {
         let resumed_at = self.resumed_at;
-        let parts = Arc::new(assemble(self, surroundings, plan).await?);
+        Node::of(Arc::new(assemble(self, surroundings, plan).await?), resumed_at).await
+    }
+}
+
+impl Node {
+    /// Starts the actors of a node that has everything. `resumed_at` is the round of the state it found.
+    ///
+    /// # Errors
+    /// If the supervisor cannot be started.
+    pub async fn of(parts: Arc<Parts>, resumed_at: Option<Round>) -> anyhow::Result<Self> {
         parts.journal.events.record(
             resumed_at,
             Event::NodeStarted {
@@ -179,11 +192,9 @@ impl Prepared {
         let args = supervisor::Args { parts: Arc::clone(&parts), exit: exit_tx };
         let (supervisor, tree) =
             Actor::spawn(None, Supervisor, args).await.context("the supervisor could not be started")?;
-        Ok(Node { parts, supervisor, tree, exit })
+        Ok(Self { parts, supervisor, tree, exit })
     }
-}
 
-impl Node {
     /// Checks everything the node needs and starts its actors.
     ///
     /// # Errors
@@ -195,6 +206,12 @@ impl Node {
         plan: Plan,
     ) -> anyhow::Result<Self> {
         Prepared::new(config, identity).await?.start(surroundings, plan).await
+    }
+
+    /// Ends the actors where they are, without a last word: what a process that is killed leaves of them. What they have set going
+    /// goes on, so that nothing outside may listen to it any more.
+    pub fn abandon(self) {
+        self.supervisor.kill();
     }
 
     /// A handle that asks the node to end; [`Node::ended`] tells when it has.
@@ -247,7 +264,8 @@ fn prepare(config: NodeConfig, identity: Identity) -> anyhow::Result<Prepared> {
     let schedule = Schedule::new(&run.timing);
     let store = Store::open(&data_dir.join("state"), run_id)?;
     let resumed_at = store.latest()?;
-    Ok(Prepared { config, identity, dataset, run_id, layout, schedule, store, resumed_at })
+    let trainers = Arc::new(gpu_worker::Devices::new(dataset));
+    Ok(Prepared { config, identity, trainers, run_id, layout, schedule, store, resumed_at })
 }
 
 /// State cannot be ahead of the chain that it came from: such a chain has been replaced or cut off, and the node would
@@ -263,7 +281,7 @@ fn check_chain(resumed_at: Option<Round>, head: Block, schedule: &Schedule, data
 }
 
 async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) -> anyhow::Result<Parts> {
-    let Prepared { config, identity: secrets, dataset, run_id, layout, schedule, store, resumed_at } = prepared;
+    let Prepared { config, identity: secrets, trainers, run_id, layout, schedule, store, resumed_at } = prepared;
     let Surroundings { chain, chain_write, addresses } = surroundings;
     let data_dir = &config.node.data_dir;
     store.keep_to_chain(chain.genesis())?;
@@ -274,7 +292,7 @@ async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) ->
     if transport.bind.port() == 0 {
         transport.bind.set_port(port_again(transport.bind, last).unwrap_or(0));
     }
-    let transport = TransportSlot::new(transport);
+    let transport = Arc::new(TransportSlot::new(transport));
     let identity = match claim_identity(&config, &secrets, &*chain, &transport, &addresses, last).await {
         Ok(identity) => identity,
         Err(error) => {
@@ -283,12 +301,12 @@ async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) ->
         }
     };
     let journal = open_journal(&config, &secrets, run_id, chain.block_time())?;
-    let faults = Faults::new(plan.faults, journal.clone());
+    let faults = Arc::new(Faults::new(plan.faults, journal.clone()));
     Ok(Parts {
         run_id,
         layout,
         schedule,
-        dataset,
+        trainers,
         store,
         keypair: secrets.keypair(),
         identity,
@@ -298,6 +316,7 @@ async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) ->
         addresses,
         journal,
         faults,
+        bench: Bench::Thread,
         rounds: plan.rounds,
         closing_words: Mutex::new(None),
         config,
@@ -332,15 +351,24 @@ fn open_journal(
     block_time: Duration,
 ) -> anyhow::Result<Journal> {
     let path = config.node.data_dir.join(events::FILE_NAME);
+    let events = Events::open(&path, &config.node.name).with_context(|| format!("cannot write {}", path.display()))?;
+    let journal = journal(config, identity.keypair().hotkey(), run_id, block_time, events);
+    journal.metrics.watch_disk(&config.node.data_dir);
+    journal.metrics.watch_events(&journal.events);
+    Ok(journal)
+}
+
+/// A journal that nobody has written in.
+pub(crate) fn journal(
+    config: &NodeConfig,
+    hotkey: Hotkey,
+    run_id: RunId,
+    block_time: Duration,
+    events: Events,
+) -> Journal {
     let name = &config.node.name;
-    let events = Events::open(&path, name).with_context(|| format!("cannot write {}", path.display()))?;
-    let who = status::Identity {
-        node: name.clone(),
-        version: VERSION.to_owned(),
-        role: role_name(config),
-        run_id,
-        hotkey: identity.keypair().hotkey(),
-    };
+    let who =
+        status::Identity { node: name.clone(), version: VERSION.to_owned(), role: role_name(config), run_id, hotkey };
     let round = block_time.saturating_mul(u32::try_from(config.run.timing.blocks_per_round).unwrap_or(u32::MAX));
     let freshness = Freshness {
         head_age_max: block_time.saturating_mul(HEAD_AGE_MAX_BLOCKS).max(Duration::from_secs(5)),
@@ -354,12 +382,10 @@ fn open_journal(
         quantiser: quantiser_name(config),
     };
     let metrics = Metrics::new(&facts, &VOCABULARY);
-    metrics.watch_disk(&config.node.data_dir);
-    metrics.watch_events(&events);
     for leaf in Leaf::ALL {
         metrics.supervisor.budget_left.with([leaf.name()]).set(supervisor::RESTARTS_MAX as f64);
     }
-    Ok(Journal { events, status: StatusBoard::new(who, freshness), metrics })
+    Journal { events, status: StatusBoard::new(who, freshness), metrics }
 }
 
 /// Blocks without which the chain counts as silent.

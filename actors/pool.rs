@@ -7,9 +7,9 @@ use std::sync::{Mutex, PoisonError};
 
 use convoke::pool::Pool;
 
-/// A fixed number of threads; they end when it is dropped.
+/// A fixed number of threads; they end when it is dropped. With none, the caller does the work.
 #[derive(Debug)]
-pub struct Threads(rayon::ThreadPool);
+pub struct Threads(Option<rayon::ThreadPool>);
 
 impl Threads {
     /// Starts them, named after the actor; at least one.
@@ -19,14 +19,21 @@ impl Threads {
     pub fn start(name: &str, n_threads: usize) -> Result<Self, rayon::ThreadPoolBuildError> {
         let name = name.to_owned();
         let builder = rayon::ThreadPoolBuilder::new().num_threads(n_threads.max(1));
-        builder.thread_name(move |i| format!("{name}-{i}")).build().map(Self)
+        builder.thread_name(move |i| format!("{name}-{i}")).build().map(|pool| Self(Some(pool)))
+    }
+
+    /// No threads.
+    #[must_use]
+    pub fn none() -> Self {
+        Self(None)
     }
 }
 
 impl Pool for Threads {
     fn for_each<J: Send>(&self, jobs: impl Iterator<Item = J> + Send, work: impl Fn(J) + Sync) {
+        let Some(pool) = &self.0 else { return jobs.for_each(work) };
         let jobs = Mutex::new(jobs);
-        self.0.broadcast(|_| {
+        pool.broadcast(|_| {
             // The lock is free again before the work begins.
             while let Some(job) = { jobs.lock().unwrap_or_else(PoisonError::into_inner).next() } {
                 work(job);
@@ -44,7 +51,8 @@ mod tests {
     #[test]
     fn every_job_is_done_once_whatever_the_number_of_threads() {
         for n_threads in [0, 1, 2, 7] {
-            let (sum, pool) = (AtomicU64::new(0), Threads::start("test", n_threads).unwrap());
+            let pool = if n_threads == 0 { Threads::none() } else { Threads::start("test", n_threads).unwrap() };
+            let sum = AtomicU64::new(0);
             pool.for_each(0..1000_u64, |job| {
                 sum.fetch_add(job, Ordering::Relaxed);
             });

@@ -10,15 +10,16 @@
 //!     complete                written last: the names of the sections and the hashes of their contents
 //! ```
 //! Each actor writes its own section; the round counts once `complete` is there, which RoundClock writes last. A file is
-//! written beside its place, flushed, and renamed, so a cut-off write leaves the round before it untouched. The newest
-//! two complete rounds are kept; what was begun before them and never completed goes.
+//! whole or what it was ([`Disk::replace`]), so a cut-off write leaves the round before it untouched. The newest two complete
+//! rounds are kept; what was begun before them and never completed goes.
 
-use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use convoke::terms::{BlockHash, Round, RunId};
 
+use crate::disk::{Disk, Files};
 use crate::pages::Pages;
 
 const MAGIC: &[u8; 8] = b"CVKSTAT1";
@@ -74,19 +75,28 @@ pub enum StoreError {
 /// A node's state directory.
 #[derive(Debug)]
 pub struct Store {
+    disk: Arc<dyn Disk>,
     dir: PathBuf,
 }
 
 impl Store {
-    /// Opens the state directory of a run, or makes it.
+    /// Opens the state directory of a run among the machine's files, or makes it.
     ///
     /// # Errors
     /// [`StoreError::Io`] when the directory cannot be used, [`StoreError::OtherRun`] when it is another run's.
     pub fn open(dir: &Path, run_id: RunId) -> Result<Self, StoreError> {
-        fs::create_dir_all(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
-        let store = Self { dir: dir.to_owned() };
+        Self::open_on(Arc::new(Files), dir, run_id)
+    }
+
+    /// [`Store::open`], on any disk.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_on(disk: Arc<dyn Disk>, dir: &Path, run_id: RunId) -> Result<Self, StoreError> {
+        disk.create_dir_all(dir).map_err(|source| StoreError::Io { path: dir.to_owned(), source })?;
+        let store = Self { disk, dir: dir.to_owned() };
         let run_file = dir.join("run");
-        match fs::read_to_string(&run_file) {
+        match store.read_text(&run_file) {
             Ok(found) if found.trim() == run_id.to_string() => {}
             Ok(found) => {
                 return Err(StoreError::OtherRun {
@@ -96,11 +106,17 @@ impl Store {
                 });
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                write_atomically(&run_file, &[run_id.to_string().as_bytes()])?;
+                store.write_text(&run_file, &run_id.to_string())?;
             }
             Err(source) => return Err(StoreError::Io { path: run_file, source }),
         }
         Ok(store)
+    }
+
+    /// The disk that the state is on, for what a node keeps beside it.
+    #[must_use]
+    pub fn disk(&self) -> &Arc<dyn Disk> {
+        &self.disk
     }
 
     /// From now on this state belongs to the chain with this genesis, and to no other.
@@ -109,15 +125,13 @@ impl Store {
     /// [`StoreError::OtherChain`] if it belongs to another already.
     pub fn keep_to_chain(&self, genesis: BlockHash) -> Result<(), StoreError> {
         let path = self.dir.join("chain");
-        match fs::read_to_string(&path) {
+        match self.read_text(&path) {
             Ok(found) if found.trim() == genesis.to_string() => Ok(()),
             Ok(found) => {
                 let found = found.trim().chars().take(8).collect();
                 Err(StoreError::OtherChain { path: self.dir.clone(), found, expected: genesis })
             }
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                write_atomically(&path, &[genesis.to_string().as_bytes()])
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.write_text(&path, &genesis.to_string()),
             Err(source) => Err(StoreError::Io { path, source }),
         }
     }
@@ -128,8 +142,8 @@ impl Store {
     /// [`StoreError::Io`]: the round cannot be completed; the one before it stays.
     pub fn write(&self, round: Round, section: &str, content: &[u8]) -> Result<(), StoreError> {
         let dir = self.round_dir(round);
-        fs::create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
-        write_file(&dir.join(section), content)
+        self.disk.create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
+        write_file(&*self.disk, &dir.join(section), content)
     }
 
     /// Makes a round count, once all its sections are written, and forgets the oldest.
@@ -140,7 +154,7 @@ impl Store {
         let mut list = String::new();
         for section in sections {
             let path = self.round_dir(round).join(section);
-            let hash = hash_in_header(&path)?;
+            let hash = self.hash_in_header(&path)?;
             list.push_str(&format!("{section} {hash}\n"));
         }
         self.write(round, COMPLETE, list.as_bytes())?;
@@ -162,7 +176,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`] when it is not there, [`StoreError::Damaged`] when it is not what was written.
     pub fn read(&self, round: Round, section: &str) -> Result<Vec<u8>, StoreError> {
-        read_file(&self.round_dir(round).join(section))
+        read_file(&*self.disk, &self.round_dir(round).join(section))
     }
 
     fn is_whole(&self, round: Round) -> bool {
@@ -180,15 +194,15 @@ impl Store {
     fn forget(&self, newest: Round) -> Result<(), StoreError> {
         let mut rounds = self.rounds()?;
         rounds.sort_unstable();
-        let is_complete = |round: &&Round| self.round_dir(**round).join(COMPLETE).exists();
+        let is_complete = |round: &&Round| self.disk.exists(&self.round_dir(**round).join(COMPLETE));
         let oldest_kept =
             rounds.iter().rev().filter(|round| **round <= newest).filter(is_complete).take(ROUNDS_KEPT).last().copied();
         for round in rounds.iter().filter(|round| **round < newest) {
             let path = self.round_dir(*round);
-            if oldest_kept.is_some_and(|oldest| *round >= oldest) && path.join(COMPLETE).exists() {
+            if oldest_kept.is_some_and(|oldest| *round >= oldest) && self.disk.exists(&path.join(COMPLETE)) {
                 continue;
             }
-            fs::remove_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
+            self.disk.remove_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
         }
         Ok(())
     }
@@ -200,24 +214,36 @@ impl Store {
     pub fn forget_all(&self) -> Result<(), StoreError> {
         for round in self.rounds()? {
             let path = self.round_dir(round);
-            fs::remove_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
+            self.disk.remove_dir_all(&path).map_err(|source| StoreError::Io { path, source })?;
         }
         Ok(())
     }
 
     fn rounds(&self) -> Result<Vec<Round>, StoreError> {
-        let failed = |source| StoreError::Io { path: self.dir.clone(), source };
-        let mut rounds = Vec::new();
-        for entry in fs::read_dir(&self.dir).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
-            let number = name.to_str().and_then(|name| name.strip_prefix("round-")).and_then(|text| text.parse().ok());
-            rounds.extend(number.map(Round));
-        }
-        Ok(rounds)
+        let names = self.disk.list(&self.dir).map_err(|source| StoreError::Io { path: self.dir.clone(), source })?;
+        Ok(names.iter().filter_map(|name| name.strip_prefix("round-")?.parse().ok().map(Round)).collect())
     }
 
     fn round_dir(&self, round: Round) -> PathBuf {
         self.dir.join(format!("round-{:012}", round.0))
+    }
+
+    fn hash_in_header(&self, path: &Path) -> Result<blake3::Hash, StoreError> {
+        let header = self.disk.front(path, MAGIC.len() + HASH_LEN);
+        let header = header.map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+        let mut hash = [0; HASH_LEN];
+        hash.copy_from_slice(&header[MAGIC.len()..]);
+        Ok(hash.into())
+    }
+
+    fn read_text(&self, path: &Path) -> io::Result<String> {
+        let bytes = self.disk.read(path)?;
+        String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    fn write_text(&self, path: &Path, text: &str) -> Result<(), StoreError> {
+        let written = self.disk.replace(path, &[text.as_bytes()]);
+        written.map_err(|source| StoreError::Io { path: path.to_owned(), source })
     }
 }
 
@@ -225,16 +251,17 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError::Io`]: what was there before is still there.
-pub fn write_file(path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    write_atomically(path, &[MAGIC, blake3::hash(content).as_bytes(), content])
+pub fn write_file(disk: &dyn Disk, path: &Path, content: &[u8]) -> Result<(), StoreError> {
+    disk.replace(path, &[MAGIC, blake3::hash(content).as_bytes(), content])
+        .map_err(|source| StoreError::Io { path: path.to_owned(), source })
 }
 
 /// Reads what [`write_file`] wrote.
 ///
 /// # Errors
 /// [`StoreError::Io`] when it is not there, [`StoreError::Damaged`] when it is not what was written.
-pub fn read_file(path: &Path) -> Result<Vec<u8>, StoreError> {
-    let mut bytes = fs::read(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
+pub fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, StoreError> {
+    let mut bytes = disk.read(path).map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
     let header = MAGIC.len() + HASH_LEN;
     let is_whole = bytes.len() >= header
         && bytes[..MAGIC.len()] == MAGIC[..]
@@ -244,31 +271,6 @@ pub fn read_file(path: &Path) -> Result<Vec<u8>, StoreError> {
     }
     bytes.drain(..header);
     Ok(bytes)
-}
-
-fn hash_in_header(path: &Path) -> Result<blake3::Hash, StoreError> {
-    let mut header = [0; 8 + HASH_LEN];
-    fs::File::open(path)
-        .and_then(|mut file| io::Read::read_exact(&mut file, &mut header))
-        .map_err(|source| StoreError::Io { path: path.to_owned(), source })?;
-    let mut hash = [0; HASH_LEN];
-    hash.copy_from_slice(&header[MAGIC.len()..]);
-    Ok(hash.into())
-}
-
-/// Writes a file so that after a crash either all of it is there or nothing new.
-fn write_atomically(path: &Path, parts: &[&[u8]]) -> Result<(), StoreError> {
-    let failed = |source| StoreError::Io { path: path.to_owned(), source };
-    let beside = path.with_extension("new");
-    let mut file = fs::File::create(&beside).map_err(failed)?;
-    for part in parts {
-        file.write_all(part).map_err(failed)?;
-    }
-    file.sync_all().map_err(failed)?;
-    drop(file);
-    fs::rename(&beside, path).map_err(failed)?;
-    let dir = path.parent().unwrap_or_else(|| Path::new("."));
-    fs::File::open(dir).and_then(|dir| dir.sync_all()).map_err(failed)
 }
 
 /// Little-endian bytes of numbers, for a section.
@@ -299,7 +301,11 @@ pub fn take_pages(bytes: &mut &[u8], count: usize) -> Option<Pages> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::fake::disk::FakeDisk;
+    use crate::fake::fence::Fence;
 
     const RUN: RunId = RunId([1; 32]);
 
@@ -326,6 +332,24 @@ mod tests {
         assert_eq!(store.read(Round(3), "a").unwrap(), b"a of 3");
         assert!(!dir.path().join("round-000000000001").exists());
         assert!(dir.path().join("round-000000000002").exists());
+    }
+
+    #[test]
+    fn on_a_simulated_disk_a_store_is_what_it_is_among_files() {
+        let (disk, dir) = (FakeDisk::new(), Path::new("/node/state"));
+        let open = |run_id| Store::open_on(Arc::new(disk.mount(Fence::new())), dir, run_id);
+        let store = open(RUN).unwrap();
+        assert_eq!(store.latest().unwrap(), None);
+        for round in 1..=3 {
+            save(&store, round);
+        }
+        store.write(Round(4), "a", b"half").unwrap();
+        let again = open(RUN).unwrap();
+        assert_eq!((again.latest().unwrap(), again.read(Round(3), "a").unwrap()), (Some(Round(3)), b"a of 3".to_vec()));
+        assert!(matches!(again.read(Round(1), "a"), Err(StoreError::Io { .. })));
+        assert!(matches!(open(RunId([2; 32])), Err(StoreError::OtherRun { .. })));
+        again.forget_all().unwrap();
+        assert_eq!((store.latest().unwrap(), disk.n_files()), (None, 1));
     }
 
     #[test]

@@ -21,10 +21,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use convoke::terms::Hotkey;
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{error, info, warn};
 
 use crate::chain_writer::{self, ChainWriter};
@@ -253,7 +255,7 @@ impl State {
         child.restarts.retain(|restart| now - *restart < BUDGET_WINDOW);
         child.restarts.push_back(now);
         let spent = child.restarts.len();
-        let back_off = back_off(leaf, child.deaths);
+        let back_off = back_off(leaf, child.deaths, &self.parts.keypair.hotkey());
         self.parts.journal.actor_down(leaf, kind, why, RESTARTS_MAX.saturating_sub(spent));
         if spent > RESTARTS_MAX {
             self.parts.journal.budget_spent(leaf);
@@ -316,10 +318,10 @@ fn keep<M>(slot: &mut Option<ActorRef<M>>, actor: ActorRef<M>) -> ActorCell {
     cell
 }
 
-/// Doubles with every death, with a jitter that differs by actor and death but needs no randomness.
-fn back_off(leaf: Leaf, deaths: u32) -> Duration {
+/// Doubles with every death, with a jitter that differs by node, actor and death but needs no randomness.
+fn back_off(leaf: Leaf, deaths: u32, who: &Hotkey) -> Duration {
     let doubled = BACK_OFF_MIN.saturating_mul(1 << deaths.saturating_sub(1).min(10)).min(BACK_OFF_MAX);
-    let draw = blake3::hash(format!("{leaf} {deaths} {}", std::process::id()).as_bytes()).as_bytes()[0];
+    let draw = blake3::hash(format!("{leaf} {deaths} {who}").as_bytes()).as_bytes()[0];
     doubled.mul_f64(0.75 + 0.5 * f64::from(draw) / 255.0)
 }
 
@@ -332,9 +334,16 @@ mod tests {
         for leaf in Leaf::ALL {
             for deaths in 1..20 {
                 let expected = BACK_OFF_MIN.saturating_mul(1 << (deaths - 1).min(10)).min(BACK_OFF_MAX);
-                let actual = back_off(leaf, deaths);
+                let actual = back_off(leaf, deaths, &Hotkey([7; 32]));
                 assert!(actual >= expected.mul_f64(0.75) && actual <= expected.mul_f64(1.25), "{leaf} {deaths}");
             }
         }
+    }
+
+    #[test]
+    fn a_node_backs_off_the_same_every_time_and_unlike_others() {
+        let of_node = |i: u8| Leaf::ALL.map(|leaf| back_off(leaf, 1, &Hotkey([i; 32])));
+        assert_eq!(of_node(1), of_node(1));
+        assert_ne!(of_node(1), of_node(2));
     }
 }

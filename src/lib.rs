@@ -48,5 +48,8 @@ pub mod model;
 
 pub mod genesis;
 
+#[doc(hidden)]
+pub mod fuzzing;
+
 #[cfg(feature = "model")]
 pub mod reference;

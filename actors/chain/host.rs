@@ -17,12 +17,12 @@ use convoke::chain::{Call, Genesis, GenesisError, Ledger, Metagraph, SignedCall}
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid, Weight};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 use tracing::info;
 
 use super::pool::{Pool, rejected};
 use super::store::{Store, Stored};
-use super::{BlockRef, ChainError, ChainFuture, ChainRead, ChainWrite, Commitments, Heads, Outcome, maker};
+use super::{BlockRef, ChainError, ChainFuture, ChainRead, ChainWrite, Commitments, HeadReader, HeadWatch, Heads};
+use super::{Outcome, maker};
 
 pub use super::pool::CallFault;
 pub use super::store::StoreError;
@@ -112,7 +112,7 @@ pub(super) struct Shared {
     /// Opens what is locked on a chain where weights are committed first.
     pub(super) beacon: LocalBeacon,
     pub(super) chain: Mutex<Chain>,
-    pub(super) heads: watch::Sender<Heads>,
+    pub(super) heads: HeadWatch,
     /// Held while a block is made; `None` without a file, or once stopped.
     pub(super) store: Arc<tokio::sync::Mutex<Option<Store>>>,
 }
@@ -165,7 +165,6 @@ impl Host {
         let best = View::of(&ledger, None).block;
         let final_number = best.number.0.saturating_sub(config.finality_depth);
         let finalized = views.range(final_number..).next().map_or(best, |(_, view)| view.block);
-        let (heads, _) = watch::channel(Heads { best, finalized });
         info!(block = best.number.0, hash = best.hash.short(), genesis = ledger.genesis().short(), "chain hosted");
         let shared = Arc::new(Shared {
             genesis: ledger.genesis(),
@@ -182,7 +181,7 @@ impl Host {
                 is_finality_stalled: false,
                 has_stopped: false,
             }),
-            heads,
+            heads: HeadWatch::new(Heads { best, finalized }),
             store: Arc::new(tokio::sync::Mutex::new(store)),
         });
         if config.pace != Pace::OnDemand {
@@ -323,7 +322,7 @@ impl ChainRead for HostReader {
         self.shared.netuid
     }
 
-    fn heads(&self) -> watch::Receiver<Heads> {
+    fn heads(&self) -> HeadReader {
         self.shared.heads.subscribe()
     }
 

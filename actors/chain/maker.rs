@@ -47,10 +47,9 @@ pub(super) async fn make_block(shared: &Arc<Shared>) -> Result<BlockRef, ChainEr
     let stalled = chain.is_finality_stalled;
     let finalized = chain.views.get(&final_number).map(|view| view.block).filter(|_| !stalled);
     // Under the lock, so that the heads never run ahead of what can be read, nor go back.
-    shared.heads.send_modify(|heads| {
-        let newer = finalized.filter(|block| block.number > heads.finalized.number);
-        *heads = Heads { best, finalized: newer.unwrap_or(heads.finalized) };
-    });
+    let told = shared.heads.borrow().finalized;
+    let finalized = finalized.filter(|block| block.number > told.number).unwrap_or(told);
+    shared.heads.send_replace(Heads { best, finalized });
     Ok(best)
 }
 

@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use convoke::terms::{Block, BlockHash, Hotkey, Uid, Weight};
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
 
 pub mod client;
+mod heads;
 pub mod host;
 mod maker;
 mod outcome;
@@ -37,6 +37,7 @@ pub mod wire;
 
 pub use client::{Client, ClientConfig};
 pub use convoke::chain::{Committed, Metagraph, Neuron};
+pub use heads::{Closed, HeadReader, HeadWatch};
 pub use host::{CallFault, Host, HostConfig, HostError, Pace, StoreError};
 pub use outcome::{Class, Outcome};
 pub use server::{ChainServer, ServeError, ServerConfig};
@@ -125,7 +126,7 @@ pub trait ChainRead: Send + Sync + 'static {
     fn netuid(&self) -> u16;
 
     /// The heads, as they move; it may skip some.
-    fn heads(&self) -> watch::Receiver<Heads>;
+    fn heads(&self) -> HeadReader;
 
     /// A block's hash; `None` while it is not there.
     fn block_hash(&self, number: Block) -> ChainFuture<'_, Option<BlockHash>>;

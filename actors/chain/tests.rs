@@ -89,7 +89,7 @@ async fn finality_follows_at_its_depth_stalls_alone_and_catches_up() {
     let host = on_demand();
     let heads = host.reader().heads();
     let numbers = || {
-        let heads = *heads.borrow();
+        let heads = heads.borrow();
         (heads.best.number.0, heads.finalized.number.0)
     };
     assert_eq!(numbers(), (0, 0));
@@ -130,7 +130,7 @@ async fn a_chain_in_virtual_time_gives_the_same_hashes_every_time() {
         let host = Host::start(&genesis(), config(Pace::Virtual)).unwrap();
         host.dev_register(pair(1).hotkey(), Stake(TAO)).await.unwrap();
         let outcome = host.connect(pair(1)).commit(fields(9)).await.unwrap();
-        (outcome, *host.reader().heads().borrow())
+        (outcome, host.reader().heads().borrow())
     };
     let (first, second) = (run().await, run().await);
     assert_eq!(first, second);
@@ -281,7 +281,7 @@ async fn a_restarted_chain_goes_on_as_if_it_had_never_stopped() {
     drop(host);
     // The time of the genesis is the first start's, whatever the second would say.
     let host = Host::start(&Genesis { timestamp_ms: 9_999_999, ..genesis() }, kept(&path)).unwrap();
-    let heads = *host.reader().heads().borrow();
+    let heads = host.reader().heads().borrow();
     assert_eq!((heads.best, heads.finalized.number), (before, Block(2)));
     let commitments = host.reader().commitments(Block(2)).await.unwrap();
     assert_eq!(commitments[&pair(1).hotkey()].fields, fields(1));

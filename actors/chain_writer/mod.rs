@@ -23,13 +23,13 @@ mod outbox;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoke::chain::commitment::{Commitment, Identity, Seal};
 use convoke::gauntlet::weights::to_u16;
 use convoke::terms::{Block, BlockHash, Hotkey, ManifestHash, Round, Uid, Weight};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
 use crate::chain::{Class, Outcome};
@@ -128,7 +128,7 @@ enum Fate {
 /// The identity that a node of this data directory put on this chain last.
 #[must_use]
 pub fn last_identity(data_dir: &Path, genesis: BlockHash) -> Option<Identity> {
-    Outbox::load(outbox_of(data_dir), genesis).commitment().identity
+    Outbox::load(Arc::new(crate::disk::Files), outbox_of(data_dir), genesis).commitment().identity
 }
 
 fn outbox_of(data_dir: &Path) -> PathBuf {
@@ -141,7 +141,8 @@ impl Actor for ChainWriter {
     type Arguments = Arc<Parts>;
 
     async fn pre_start(&self, _: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
-        let mut outbox = Outbox::load(outbox_of(&parts.config.node.data_dir), parts.chain.genesis());
+        let path = outbox_of(&parts.config.node.data_dir);
+        let mut outbox = Outbox::load(Arc::clone(parts.store.disk()), path, parts.chain.genesis());
         let head = parts.chain.heads().borrow().best.number;
         // What was due before a crash may have been sent: the block that could have it is waited for.
         let after = |was_due: bool| BackOff { not_before: Block(head.0 + u64::from(was_due)), tries: 0 };

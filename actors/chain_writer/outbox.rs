@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use convoke::chain::commitment::{Commitment, Identity, ManifestVote, Seal};
 use convoke::terms::{Block, BlockHash, Hotkey, ManifestHash, Round, Uid, Weight};
 use serde::{Deserialize, Serialize};
 
+use crate::disk::Disk;
 use crate::store::{StoreError, read_file, write_file};
 
 /// The kinds of what is written.
@@ -68,6 +70,7 @@ pub type WeightsDue = (Round, Vec<(Hotkey, f64)>, Block);
 /// The outbox.
 #[derive(Debug)]
 pub struct Outbox {
+    disk: Arc<dyn Disk>,
     path: PathBuf,
     commitment: Commitment,
     content: Content,
@@ -76,18 +79,19 @@ pub struct Outbox {
 impl Outbox {
     /// What was on disk for this chain, or nothing: an outbox that cannot be read is as good as a new one, since the chain is
     /// read before anything is sent.
-    pub fn load(path: PathBuf, genesis: BlockHash) -> Self {
-        let content: Option<Content> = read_file(&path).ok().and_then(|bytes| postcard::from_bytes(&bytes).ok());
+    pub fn load(disk: Arc<dyn Disk>, path: PathBuf, genesis: BlockHash) -> Self {
+        let content: Option<Content> =
+            read_file(&*disk, &path).ok().and_then(|bytes| postcard::from_bytes(&bytes).ok());
         let content = content.filter(|content| content.genesis == genesis);
         let content = content.unwrap_or_else(|| Content { genesis, ..Content::default() });
         let commitment = Commitment::parse(&content.fields).unwrap_or_default();
-        Self { path, commitment, content }
+        Self { disk, path, commitment, content }
     }
 
     fn save(&mut self) -> Result<(), StoreError> {
         self.content.fields = self.commitment.to_fields();
         let bytes = postcard::to_allocvec(&self.content).expect("plain numbers encode");
-        write_file(&self.path, &bytes)
+        write_file(&*self.disk, &self.path, &bytes)
     }
 
     pub fn put_identity(&mut self, identity: Identity) -> Result<(), StoreError> {
@@ -201,13 +205,18 @@ impl Outbox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::disk::Files;
 
     const CHAIN: BlockHash = BlockHash([7; 32]);
 
     fn outbox() -> (tempfile::TempDir, Outbox) {
         let dir = tempfile::tempdir().unwrap();
-        let outbox = Outbox::load(dir.path().join("outbox"), CHAIN);
+        let outbox = load(&dir, CHAIN);
         (dir, outbox)
+    }
+
+    fn load(dir: &tempfile::TempDir, genesis: BlockHash) -> Outbox {
+        Outbox::load(Arc::new(Files), dir.path().join("outbox"), genesis)
     }
 
     fn seal(round: u64) -> Seal {
@@ -225,10 +234,10 @@ mod tests {
     fn what_was_put_is_due_after_a_crash_until_the_chain_says_it() {
         let (dir, mut outbox) = outbox();
         outbox.put_seal(seal(3)).unwrap();
-        let mut outbox = Outbox::load(dir.path().join("outbox"), CHAIN);
+        let mut outbox = load(&dir, CHAIN);
         assert_eq!(outbox.due(), [(Kind::Seal, Round(3))]);
         outbox.committed(&outbox.commitment(), Block(9)).unwrap();
-        let outbox = Outbox::load(dir.path().join("outbox"), CHAIN);
+        let outbox = load(&dir, CHAIN);
         assert_eq!((outbox.due(), outbox.done(Kind::Seal, Round(3))), (vec![], Some(Block(9))));
     }
 
@@ -238,7 +247,7 @@ mod tests {
         outbox.put_seal(seal(3)).unwrap();
         outbox.committed(&outbox.commitment(), Block(9)).unwrap();
         outbox.put_vote(Round(3), ManifestHash([1; 32])).unwrap();
-        let other = Outbox::load(dir.path().join("outbox"), BlockHash([8; 32]));
+        let other = load(&dir, BlockHash([8; 32]));
         assert_eq!((other.due(), other.done(Kind::Seal, Round(3))), (vec![], None));
         assert_eq!(other.commitment(), Commitment::default());
     }

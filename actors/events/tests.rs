@@ -141,7 +141,7 @@ fn without_room_nothing_blocks_and_the_gap_is_a_line() {
     let (_dir, path) = file();
     let shared = Arc::new(Shared { node: "a".to_owned(), block: AtomicU64::new(NO_BLOCK), lost: AtomicU64::new(0) });
     let (queue, messages) = sync_channel(2);
-    let events = Events { shared: shared.clone(), queue };
+    let events = Events { shared: shared.clone(), lines: Lines::Writer(queue) };
     for round in 0..5 {
         events.record(Round(round), Event::RoundStarted);
     }

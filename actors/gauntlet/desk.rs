@@ -22,7 +22,6 @@ use super::{
     CheckRequest, Claim, Evaluation, Gathered, Passed, PlanRequest, ProposeRequest, Rated, Rejection, SECTION,
     Standings,
 };
-use crate::leaf::Leaf;
 use crate::node::Parts;
 
 /// Holds the standing after a match that ended between two boundaries.
@@ -70,7 +69,6 @@ impl Desk {
 
     pub fn check(&mut self, request: CheckRequest) -> Gathered {
         let CheckRequest { round, claims, delivered, ref registered, .. } = request;
-        self.parts.faults.point_on_thread(Leaf::Gauntlet, "check", round);
         self.standing = registered_only(&self.standing, &registered.iter().copied().collect(), round);
         let earlier: BTreeSet<[u8; 32]> =
             self.used.iter().filter(|(used_in, _)| **used_in < round).flat_map(|(_, used)| used).copied().collect();
@@ -170,7 +168,6 @@ impl Desk {
     }
 
     pub fn propose(&self, request: &ProposeRequest) -> Option<Manifest> {
-        self.parts.faults.point_on_thread(Leaf::Gauntlet, "propose", request.round);
         let passed: Vec<_> = request.gathered.passed.iter().map(|passed| (passed.uid, passed.hotkey)).collect();
         let spec = &self.parts.config.run.gauntlet;
         let chosen = selection::contributors(&passed, &self.standing, request.round, &request.seed, spec);
@@ -185,11 +182,10 @@ impl Desk {
     }
 
     pub fn plan(&self, request: &PlanRequest) -> Vec<Evaluation> {
-        self.parts.faults.point_on_thread(Leaf::Gauntlet, "plan", request.round);
         let run = &self.parts.config.run;
         let me = self.parts.keypair.hotkey();
         let candidates: Vec<Hotkey> = request.gathered.passed.iter().map(|passed| passed.hotkey).collect();
-        let n_samples = self.parts.dataset.n_train_samples();
+        let n_samples = self.parts.trainers.n_train_samples();
         let chosen =
             selection::evaluated(&candidates, &me, &self.standing, request.round, &request.draw, &run.gauntlet);
         let plan = chosen.iter().filter_map(|hotkey| {
@@ -213,7 +209,6 @@ impl Desk {
 
     /// `outcomes` are the scores; what was only checked, rejected or absent is added here.
     pub fn rate(&mut self, round: Round, gathered: &Gathered, mut outcomes: Vec<(Hotkey, Outcome)>) -> Standings {
-        self.parts.faults.point_on_thread(Leaf::Gauntlet, "rate", round);
         let me = self.parts.keypair.hotkey();
         let scored: BTreeSet<Hotkey> = outcomes.iter().map(|(hotkey, _)| *hotkey).collect();
         let passed = gathered.passed.iter().filter(|passed| !scored.contains(&passed.hotkey));
@@ -243,7 +238,6 @@ impl Desk {
     }
 
     pub fn save(&self, round: Round) -> Result<(), String> {
-        self.parts.faults.point_on_thread(Leaf::Gauntlet, "save", round);
         self.write(round, SECTION)
     }
 

@@ -25,7 +25,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
 use crate::compressor::Theta;
 use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
-use crate::workbench::Workbench;
+use crate::workbench::{Place, Workbench};
 use desk::Desk;
 
 /// The boundary's section in the store.
@@ -211,24 +211,40 @@ impl Actor for Gauntlet {
     type Arguments = Arc<Parts>;
 
     async fn pre_start(&self, me: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
-        let name = format!("{}/{}", parts.config.node.name, Leaf::Gauntlet);
+        let place = Place::of(&parts, Leaf::Gauntlet);
         let build = move || Desk::load(parts);
-        let bench = Workbench::start(name, build, move |why| drop(me.cast(Msg::Died(why))))?;
+        let bench = Workbench::start(place, build, move |why| drop(me.cast(Msg::Died(why))))?;
         Ok(State { bench })
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Check(request, port) => state.bench.put(|desk| answer(port, desk.check(request))),
-            Msg::Propose(request, port) => state.bench.put(move |desk| answer(port, desk.propose(&request))),
-            Msg::Plan(request, port) => state.bench.put(move |desk| answer(port, desk.plan(&request))),
+            Msg::Check(request, port) => {
+                let round = request.round;
+                state.bench.put("check", move |_| round, |desk| answer(port, desk.check(request)));
+            }
+            Msg::Propose(request, port) => {
+                let round = request.round;
+                state.bench.put("propose", move |_| round, move |desk| answer(port, desk.propose(&request)));
+            }
+            Msg::Plan(request, port) => {
+                let round = request.round;
+                state.bench.put("plan", move |_| round, move |desk| answer(port, desk.plan(&request)));
+            }
             Msg::Rate(round, gathered, outcomes, port) => {
-                state.bench.put(move |desk| answer(port, desk.rate(round, &gathered, outcomes)));
+                state.bench.put(
+                    "rate",
+                    move |_| round,
+                    move |desk| answer(port, desk.rate(round, &gathered, outcomes)),
+                );
             }
             Msg::Weights(round, registered, burn, port) => {
-                state.bench.put(move |desk| answer(port, desk.weights(round, registered, burn)));
+                let weights = move |desk: &mut Desk| answer(port, desk.weights(round, registered, burn));
+                state.bench.put("weights", move |_| round, weights);
             }
-            Msg::Save(round, port) => state.bench.put(move |desk| answer(port, desk.save(round))),
+            Msg::Save(round, port) => {
+                state.bench.put("save", move |_| round, move |desk| answer(port, desk.save(round)));
+            }
             Msg::Died(why) => return Err(why.into()),
         }
         Ok(())

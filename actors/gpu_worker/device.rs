@@ -1,8 +1,7 @@
-//! The work on one device: everything here runs on the worker's own thread.
+//! The work on one device: everything here runs on the worker's own bench.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use burn::tensor::Device;
 use convoke::assignment::assigned;
@@ -14,10 +13,13 @@ use convoke::model::optimiser::AdamW;
 use convoke::sparseloco;
 use convoke::terms::{BlockHash, Round};
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use super::replicas::Threaded;
-use super::{SECTION, Trained};
+use super::trainer::{Trainer, Trainers};
+use super::{PENDING_SECTION, SECTION, Trained};
 use crate::compressor::Theta;
+use crate::data::Dataset;
 use crate::gauntlet::Evaluation;
 use crate::journal::StepReport;
 use crate::leaf::Leaf;
@@ -25,8 +27,6 @@ use crate::node::Parts;
 use crate::pages::Pages;
 use crate::store::{put_f32s, take_f32s};
 
-/// The section that holds the averages behind a payload made since the boundary.
-const PENDING_SECTION: &str = "gpu-worker-pending";
 /// Sequences whose losses are measured at once.
 const EVAL_BATCH: usize = 8;
 
@@ -83,9 +83,37 @@ fn devices(kind: &str) -> Option<Vec<Device>> {
     }
 }
 
+/// Trains the run's model, on the device of the node's configuration and the tokens of a data set.
+pub struct Devices {
+    dataset: Arc<Dataset>,
+}
+
+impl Devices {
+    /// Trainers that read this data set.
+    #[must_use]
+    pub fn new(dataset: Dataset) -> Self {
+        Self { dataset: Arc::new(dataset) }
+    }
+}
+
+impl Trainers for Devices {
+    fn trainer(&self, parts: &Arc<Parts>) -> Box<dyn Trainer> {
+        Box::new(Desk::new(Arc::clone(parts), Arc::clone(&self.dataset)))
+    }
+
+    fn n_train_samples(&self) -> u64 {
+        self.dataset.n_train_samples()
+    }
+
+    fn first_theta(&self, parts: &Parts) -> Vec<f32> {
+        convoke::genesis::theta(&parts.config.run.model, parts.config.run.seed, &parts.layout)
+    }
+}
+
 /// What lies on the bench.
-pub(super) struct Desk {
+struct Desk {
     parts: Arc<Parts>,
+    dataset: Arc<Dataset>,
     device: Device,
     replicas: Threaded,
     held: Option<Held>,
@@ -110,21 +138,8 @@ struct AveragesHead {
     steps_done: u64,
 }
 
-impl Desk {
-    /// # Panics
-    /// When the device has gone since the node was set up: the supervisor's business.
-    pub fn new(parts: Arc<Parts>) -> Self {
-        let device = find(&parts.config.node.device).unwrap_or_else(|error| panic!("{error}"));
-        // Only on the CPU do several replicas share a device.
-        let n_threads = if parts.config.node.device == "cpu" { parts.cpu_threads() } else { 1 };
-        let replicas = Threaded::new(n_threads);
-        let heldout = parts.dataset.heldout(parts.config.run.data.heldout_sequences);
-        let heldout = heldout.chunks(EVAL_BATCH).map(batch).collect();
-        Self { parts, device, replicas, held: None, judge: None, heldout, trained: None }
-    }
-
-    pub fn load(&mut self, round: Round, theta: Theta, adopt_pending: bool) -> f64 {
-        self.parts.faults.point_on_thread(Leaf::GpuWorker, "load", round);
+impl Trainer for Desk {
+    fn load(&mut self, round: Round, theta: Theta, adopt_pending: bool) -> f64 {
         let started = Instant::now();
         match &mut self.held {
             Some(held) => {
@@ -146,13 +161,7 @@ impl Desk {
         loss
     }
 
-    fn heldout_loss(&mut self) -> f64 {
-        let Some(held) = &self.held else { return f64::NAN };
-        mean(self.replicas.losses(&held.model, self.heldout.clone()).into_iter().flatten())
-    }
-
-    pub fn inner_steps(&mut self, round: Round, seed: BlockHash, stop: &AtomicBool) -> Result<Trained, String> {
-        self.parts.faults.point_on_thread(Leaf::GpuWorker, "inner-steps", round);
+    fn inner_steps(&mut self, round: Round, seed: BlockHash, stop: &AtomicBool) -> Result<Trained, String> {
         let started = Instant::now();
         if self.trained == Some(round) {
             // Steps that led to no payload must not be in the averages of those that are made in their place.
@@ -164,7 +173,7 @@ impl Desk {
         };
         self.trained = Some(round);
         let inner = &parts.config.run.inner;
-        let batches = assigned_batches(&parts, &seed);
+        let batches = assigned_batches(&parts, &self.dataset, &seed);
         let tokens_a_step = (inner.batch_sequences * parts.config.run.model.context_len) as u64;
         let mut step_started = Instant::now();
         let go_on = |reports: &[convoke::model::inner::StepReport]| {
@@ -200,17 +209,54 @@ impl Desk {
         })
     }
 
-    pub fn evaluate(&mut self, round: Round, theta: &Theta, evaluation: &Evaluation) -> Losses {
-        self.parts.faults.point_on_thread(Leaf::GpuWorker, "evaluate", round);
+    fn evaluate(&mut self, _: Round, theta: &Theta, evaluation: &Evaluation) -> Losses {
         let parts = Arc::clone(&self.parts);
         let run = &parts.config.run;
-        let sets = [&evaluation.assigned, &evaluation.unassigned].map(|samples| batches(&parts, samples, EVAL_BATCH));
+        let sets =
+            [&evaluation.assigned, &evaluation.unassigned].map(|samples| batches(&self.dataset, samples, EVAL_BATCH));
         let [assigned_before, unassigned_before] = self.judge(theta, &sets);
         let mut after = theta.to_vec();
         let step = run.gauntlet.step_ratio * run.sparse.lr_outer;
         sparseloco::apply_one(&parts.layout, &run.sparse, evaluation.payload.body(), step, &mut after);
         let [assigned_after, unassigned_after] = self.judge(&after, &sets);
         Losses { assigned_before, assigned_after, unassigned_before, unassigned_after }
+    }
+
+    fn save(&mut self, round: Round) -> Result<bool, String> {
+        if self.held.as_ref().is_none_or(|held| held.round != round) {
+            return Ok(false);
+        }
+        self.save_averages(round, SECTION)?;
+        self.trained = None;
+        Ok(true)
+    }
+
+    fn write(&self, prompt: &str, tokens: usize) -> String {
+        let Some(held) = &self.held else { return String::new() };
+        let Ok(mut text) = self.dataset.encode(prompt) else { return String::new() };
+        let sampling = Sampling { temperature: 0.8, top_k: 40, seed: held.round.0 };
+        let continuation: Vec<u32> = generate(&held.model, &text, sampling).take(tokens).collect();
+        text.extend(continuation);
+        self.dataset.decode(&text)
+    }
+}
+
+impl Desk {
+    /// # Panics
+    /// When the device has gone since the node was set up: the supervisor's business.
+    fn new(parts: Arc<Parts>, dataset: Arc<Dataset>) -> Self {
+        let device = find(&parts.config.node.device).unwrap_or_else(|error| panic!("{error}"));
+        // Only on the CPU do several replicas share a device.
+        let n_threads = if parts.config.node.device == "cpu" { parts.cpu_threads() } else { 1 };
+        let replicas = Threaded::new(n_threads);
+        let heldout = dataset.heldout(parts.config.run.data.heldout_sequences);
+        let heldout = heldout.chunks(EVAL_BATCH).map(batch).collect();
+        Self { parts, dataset, device, replicas, held: None, judge: None, heldout, trained: None }
+    }
+
+    fn heldout_loss(&mut self) -> f64 {
+        let Some(held) = &self.held else { return f64::NAN };
+        mean(self.replicas.losses(&held.model, self.heldout.clone()).into_iter().flatten())
     }
 
     /// Mean losses of two sets under the given parameters.
@@ -226,26 +272,6 @@ impl Desk {
         };
         let replicas = &mut self.replicas;
         [0, 1].map(|set: usize| mean(replicas.losses(judge, sets[set].clone()).into_iter().flatten()))
-    }
-
-    /// Whether the section is written: not when a worker that was replaced in between does not hold this round's θ.
-    pub fn save(&mut self, round: Round) -> Result<bool, String> {
-        self.parts.faults.point_on_thread(Leaf::GpuWorker, "save", round);
-        if self.held.as_ref().is_none_or(|held| held.round != round) {
-            return Ok(false);
-        }
-        self.save_averages(round, SECTION)?;
-        self.trained = None;
-        Ok(true)
-    }
-
-    pub fn write(&self, prompt: &str, tokens: usize) -> String {
-        let Some(held) = &self.held else { return String::new() };
-        let Ok(mut text) = self.parts.dataset.encode(prompt) else { return String::new() };
-        let sampling = Sampling { temperature: 0.8, top_k: 40, seed: held.round.0 };
-        let continuation: Vec<u32> = generate(&held.model, &text, sampling).take(tokens).collect();
-        text.extend(continuation);
-        self.parts.dataset.decode(&text)
     }
 
     fn save_averages(&self, round: Round, section: &str) -> Result<(), String> {
@@ -326,17 +352,17 @@ fn delta(parts: &Parts, held: &Held) -> Pages {
 }
 
 /// The batches that the round's seed assigns to this node, one an inner step.
-fn assigned_batches(parts: &Parts, seed: &BlockHash) -> Vec<Batch> {
+fn assigned_batches(parts: &Parts, dataset: &Dataset, seed: &BlockHash) -> Vec<Batch> {
     let inner = &parts.config.run.inner;
     let count = inner.steps as usize * inner.batch_sequences;
-    let samples = assigned(seed, &parts.keypair.hotkey(), parts.dataset.n_train_samples(), count);
-    batches(parts, &samples, inner.batch_sequences)
+    let samples = assigned(seed, &parts.keypair.hotkey(), dataset.n_train_samples(), count);
+    batches(dataset, &samples, inner.batch_sequences)
 }
 
-fn batches(parts: &Parts, samples: &[u64], n_sequences: usize) -> Vec<Batch> {
+fn batches(dataset: &Dataset, samples: &[u64], n_sequences: usize) -> Vec<Batch> {
     samples
         .chunks(n_sequences)
-        .map(|samples| batch(&samples.iter().map(|sample| parts.dataset.sample(*sample)).collect::<Vec<_>>()))
+        .map(|samples| batch(&samples.iter().map(|sample| dataset.sample(*sample)).collect::<Vec<_>>()))
         .collect()
 }
 

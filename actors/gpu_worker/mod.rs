@@ -2,11 +2,13 @@
 //!
 //! Hears:   requests of RoundClock: load θ, make inner steps, evaluate a payload, save, write a few lines.
 //! Tells:   nobody; it answers, and keeps the terminal's bar up to date.
-//! State:   the model and AdamW's averages, on its own OS thread. A crash reloads the averages of the last boundary (and
+//! State:   the model and AdamW's averages, on its own bench. A crash reloads the averages of the last boundary (and
 //!          those behind a payload that was made since); θ comes again from RoundClock.
 //! Mailbox: one request of the round, one evaluation.
 //!
 //! Fault points: `load`, `inner-steps` (before the first step), `mid-inner-steps`, `evaluate`, `save`.
+
+mod trainer;
 
 mod device;
 mod replicas;
@@ -23,12 +25,14 @@ use crate::gauntlet::Evaluation;
 use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
 use crate::pages::Pages;
-use crate::workbench::Workbench;
-use device::Desk;
-pub use device::{DeviceError, find};
+use crate::workbench::{Place, Workbench};
+pub use device::{DeviceError, Devices, find};
+pub use trainer::{Trainer, Trainers};
 
 /// The boundary's section in the store.
 pub const SECTION: &str = "gpu-worker";
+/// The section that holds what the trainer keeps behind a payload made since the boundary.
+pub(crate) const PENDING_SECTION: &str = "gpu-worker-pending";
 
 /// The actor.
 #[derive(Debug)]
@@ -36,7 +40,7 @@ pub struct GpuWorker;
 
 /// The bench on which all work is done.
 pub struct State {
-    bench: Workbench<Desk>,
+    bench: Workbench<Box<dyn Trainer>>,
 }
 
 /// What the actor hears.
@@ -116,26 +120,34 @@ impl Actor for GpuWorker {
     type Arguments = Arc<Parts>;
 
     async fn pre_start(&self, me: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
-        let name = format!("{}/{}", parts.config.node.name, Leaf::GpuWorker);
-        let build = move || Desk::new(parts);
-        let bench = Workbench::start(name, build, move |why| drop(me.cast(Msg::Died(why))))?;
+        let place = Place::of(&parts, Leaf::GpuWorker);
+        let build = move || parts.trainers.trainer(&parts);
+        let bench = Workbench::start(place, build, move |why| drop(me.cast(Msg::Died(why))))?;
         Ok(State { bench })
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
             Msg::Load { round, theta, adopt_pending, port } => {
-                state.bench.put(move |desk| answer(port, desk.load(round, theta, adopt_pending)));
+                let load =
+                    move |trainer: &mut Box<dyn Trainer>| answer(port, trainer.load(round, theta, adopt_pending));
+                state.bench.put("load", move |_| round, load);
             }
             Msg::InnerSteps { round, seed, stop, port } => {
-                state.bench.put(move |desk| answer(port, desk.inner_steps(round, seed, &stop)));
+                let train = move |trainer: &mut Box<dyn Trainer>| answer(port, trainer.inner_steps(round, seed, &stop));
+                state.bench.put("inner-steps", move |_| round, train);
             }
             Msg::Evaluate { round, theta, evaluation, port } => {
-                state.bench.put(move |desk| answer(port, desk.evaluate(round, &theta, &evaluation)));
+                let evaluate =
+                    move |trainer: &mut Box<dyn Trainer>| answer(port, trainer.evaluate(round, &theta, &evaluation));
+                state.bench.put("evaluate", move |_| round, evaluate);
             }
-            Msg::Save { round, port } => state.bench.put(move |desk| answer(port, desk.save(round))),
+            Msg::Save { round, port } => {
+                state.bench.put("save", move |_| round, move |trainer| answer(port, trainer.save(round)));
+            }
             Msg::Write { prompt, tokens, port } => {
-                state.bench.put(move |desk| answer(port, desk.write(&prompt, tokens)));
+                // The closing words belong to no round.
+                state.bench.put("write", |_| Round(0), move |trainer| answer(port, trainer.write(&prompt, tokens)));
             }
             Msg::Died(why) => return Err(why.into()),
         }

@@ -18,10 +18,10 @@ use tracing::warn;
 use super::admission::Peer;
 use super::fetch::{FetchError, Fetched, SizeRule, Want};
 use super::gate::Reveal;
+use super::net::PeerNet;
 use super::stats::{Refusal, Stats};
 use super::store::{Kind, Label};
-use super::theta::{self, StateBrought, ThetaWant};
-use super::transport::Transport;
+use super::theta::{StateBrought, ThetaWant};
 use crate::gauntlet::Deliveries;
 use crate::leaf::{Leaf, answer};
 use crate::metrics::Metrics;
@@ -38,7 +38,7 @@ pub struct PeerSync;
 /// The transport, and what the metrics know of it.
 pub struct State {
     parts: Arc<Parts>,
-    transport: Transport,
+    transport: Arc<dyn PeerNet>,
     newest: Round,
 }
 
@@ -139,7 +139,7 @@ impl Actor for PeerSync {
                 state.parts.faults.point(Leaf::PeerSync, "keep-state", round).await;
                 let transport = state.transport.clone();
                 tokio::spawn(async move {
-                    let kept = theta::keep(&transport, theta, round, digest).await;
+                    let kept = transport.keep_state(theta, round, digest).await;
                     answer(port, kept.map_err(|error| error.to_string()));
                 });
             }
@@ -149,7 +149,7 @@ impl Actor for PeerSync {
                 tokio::spawn(async move {
                     let deadline = tokio::time::Instant::now() + within;
                     let want = ThetaWant { round, digest, n_values, holders };
-                    answer(port, theta::bring(&transport, want, deadline).await);
+                    answer(port, transport.bring_state(want, deadline).await);
                 });
             }
             Msg::Admit(members) => {
@@ -171,8 +171,8 @@ impl State {
         let oldest = self.reach(label.round);
         tokio::spawn(async move {
             let published = transport.publish(Bytes::from_owner(bytes), label).await;
-            answer(port, published.map(drop).map_err(|error| error.to_string()));
-            forget_before(&transport, oldest).await;
+            answer(port, published.map_err(|error| error.to_string()));
+            forget_before(&*transport, oldest).await;
         });
     }
 
@@ -217,7 +217,7 @@ impl State {
                 (*fetched.want.hash.as_bytes(), bytes)
             });
             answer(port, delivered.collect());
-            forget_before(&transport, oldest).await;
+            forget_before(&*transport, oldest).await;
         });
     }
 
@@ -227,12 +227,12 @@ impl State {
             peer.addresses.extend(self.parts.addresses.get(&peer.id).map(|address| *address));
             peer
         });
-        self.transport.admit(&peers.collect::<Vec<_>>()).await?;
+        self.transport.admit(peers.collect()).await?;
         Ok(())
     }
 }
 
-async fn forget_before(transport: &Transport, oldest: Option<Round>) {
+async fn forget_before(transport: &dyn PeerNet, oldest: Option<Round>) {
     let Some(oldest) = oldest else { return };
     if let Err(error) = transport.forget_before(oldest).await {
         warn!(%error, "old rounds are still kept");

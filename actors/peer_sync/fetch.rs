@@ -37,12 +37,12 @@ use super::transport::{Live, Transport};
 const ATTEMPTS_MAX: u32 = 3;
 
 /// Pause before a holder that failed is asked again; it doubles with every failure.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+pub(crate) const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// The longest such pause.
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long a fetch none of whose holders is admitted waits for one to be: the list of members and the order to fetch have been read
 /// from the same chain, so they are at most a message apart.
-const ADMISSION_PATIENCE: Duration = Duration::from_millis(500);
+pub(crate) const ADMISSION_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How large a blob may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub enum SizeRule {
 }
 
 impl SizeRule {
-    fn check(self, found: u64) -> Result<(), FetchError> {
+    pub(crate) fn check(self, found: u64) -> Result<(), FetchError> {
         match self {
             Self::Exactly(expected) if found != expected => Err(FetchError::SizeMismatch { expected, found }),
             Self::AtMost(limit) if found > limit => Err(FetchError::TooLarge { limit, found }),
@@ -165,12 +165,12 @@ impl FetchError {
     }
 
     /// Whether no other holder can change it.
-    pub(super) fn is_final(&self) -> bool {
+    pub(crate) fn is_final(&self) -> bool {
         matches!(self, Self::SizeMismatch { .. } | Self::TooLarge { .. } | Self::Store(_) | Self::Closed)
     }
 
     /// Which of two holders' failures says more about why the fetch failed.
-    pub(super) fn weight(&self) -> u8 {
+    pub(crate) fn weight(&self) -> u8 {
         match self {
             Self::NotFound => 0,
             Self::Unreachable => 1,
@@ -382,7 +382,7 @@ fn holders_of(want: &Want, now: Instant) -> Vec<Holder> {
 }
 
 /// The pause after a failure that `failures` others came before.
-pub(super) fn retry_pause(failures: u32) -> Duration {
+pub(crate) fn retry_pause(failures: u32) -> Duration {
     RETRY_PAUSE_MIN.saturating_mul(1 << failures.min(10)).min(RETRY_PAUSE_MAX)
 }
 

@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Reading order: [`gate`] (the rule a round's fairness rests on), [`admission`], `serve`, [`fetch`], `pieces` and [`state`] (θ for those
-//! who join), [`transport`], [`slot`].
+//! who join), [`transport`], [`slot`], [`net`] (the seam between the actor and all of it).
 //!
 //! - Who may connect is the chain's registry, and nobody else: a stranger is turned away at the end of the handshake.
 //! - What may be read is what was published here or fetched here, from its reveal block on; all else is refused alike, so a
@@ -25,7 +25,8 @@ mod connections;
 pub mod endpoint;
 pub mod fetch;
 pub mod gate;
-mod pieces;
+pub mod net;
+pub(crate) mod pieces;
 mod serve;
 pub mod slot;
 pub mod state;

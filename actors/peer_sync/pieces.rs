@@ -24,7 +24,7 @@ pub const HOLDER_WIDTH: usize = 4;
 const FLIGHTS_MAX: usize = 32;
 /// Failures in a row, with pauses of 2.5 seconds in all between them, after which nothing is expected of a holder any more: a fetch that
 /// has no other holders ends.
-const FAILURES_MAX: u32 = 6;
+pub const FAILURES_MAX: u32 = 6;
 /// How long such a holder rests. While others bring the rest, which may take hours, it may come back.
 const LONG_REST: Duration = Duration::from_secs(10);
 /// How many times as long as its own pieces take must another's piece be under way before a free holder takes it over.

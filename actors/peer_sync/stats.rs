@@ -92,11 +92,11 @@ impl Stats {
         FetchError::CLASSES.into_iter().zip(self.fetches_failed.iter().map(|count| count.load(Ordering::Relaxed)))
     }
 
-    pub(super) fn refuse(&self, reason: Refusal) {
+    pub(crate) fn refuse(&self, reason: Refusal) {
         add(&self.refused[reason as usize], 1);
     }
 
-    pub(super) fn fetched(&self, elapsed: Duration, failure: Option<&FetchError>) {
+    pub(crate) fn fetched(&self, elapsed: Duration, failure: Option<&FetchError>) {
         add(&self.fetch_micros, u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX));
         match failure {
             None => add(&self.fetches, 1),
@@ -109,6 +109,6 @@ impl Stats {
 }
 
 /// Adds to a count. The counts order nothing, so they need no ordering themselves.
-pub(super) fn add(count: &AtomicU64, amount: u64) {
+pub(crate) fn add(count: &AtomicU64, amount: u64) {
     count.fetch_add(amount, Ordering::Relaxed);
 }

@@ -116,7 +116,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    pub(super) fn new(task: &'static str, reason: impl std::fmt::Display) -> Self {
+    pub(crate) fn new(task: &'static str, reason: impl std::fmt::Display) -> Self {
         // The alternate form shows the causes too.
         Self { task, reason: format!("{reason:#}") }
     }

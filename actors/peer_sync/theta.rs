@@ -30,10 +30,14 @@ pub struct StateBrought {
 
 /// What is asked of peers: θ by its digest, with the number of values that the layout says.
 #[derive(Debug, Clone)]
-pub(super) struct ThetaWant {
+pub struct ThetaWant {
+    /// The round that starts from it.
     pub round: Round,
+    /// Its digest.
     pub digest: Digest,
+    /// How many values it has.
     pub n_values: usize,
+    /// Who may have it, best first.
     pub holders: Vec<EndpointId>,
 }
 
@@ -86,7 +90,7 @@ pub(super) async fn bring(transport: &Transport, want: ThetaWant, deadline: Inst
 }
 
 /// θ's bytes without a copy, where memory has them in the blob's order.
-fn bytes_of(theta: Arc<Pages>) -> Bytes {
+pub(crate) fn bytes_of(theta: Arc<Pages>) -> Bytes {
     struct Values(Arc<Pages>);
     impl AsRef<[u8]> for Values {
         fn as_ref(&self) -> &[u8] {

@@ -66,6 +66,12 @@ pub struct FetchLimits {
     pub parallel_max: usize,
 }
 
+impl Default for FetchLimits {
+    fn default() -> Self {
+        Self { connect_timeout: Duration::from_secs(5), stall_timeout: Duration::from_secs(5), parallel_max: 8 }
+    }
+}
+
 impl TransportConfig {
     /// The defaults: loopback, a free port, 64 MB/s to each peer.
     #[must_use]
@@ -80,11 +86,7 @@ impl TransportConfig {
                 // Twice what a peer that joins has, which may have been killed and come back before the old ones time out.
                 connections_max: 12,
             },
-            limits: FetchLimits {
-                connect_timeout: Duration::from_secs(5),
-                stall_timeout: Duration::from_secs(5),
-                parallel_max: 8,
-            },
+            limits: FetchLimits::default(),
             collect_every: Duration::from_secs(60),
             patience: Duration::from_secs(10),
         }

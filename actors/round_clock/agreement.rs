@@ -234,7 +234,7 @@ impl Desk {
             };
             fetched.into_iter().zip(&missing).map(parse).collect()
         };
-        let parsed = tokio::task::spawn_blocking(parse).await.map_err(|error| Trouble::Outside(error.to_string()))?;
+        let parsed = self.parts.bench.off_thread(parse).await.map_err(Trouble::Outside)?;
         Ok(parsed.map(|fetched| {
             let mut fetched = fetched.into_iter();
             manifest.entries.iter().filter_map(|entry| held(entry).or_else(|| fetched.next())).collect()
@@ -279,8 +279,8 @@ impl Desk {
             ask(Leaf::Gauntlet, &desk.leaves.gauntlet, within, gauntlet).await?.map_err(Trouble::Outside)?;
             let parts = Arc::clone(&desk.parts);
             let sections = [compressor::SECTION, gpu_worker::SECTION, gauntlet::SECTION];
-            let complete = tokio::task::spawn_blocking(move || parts.store.complete(round, &sections));
-            let completed = complete.await.map_err(|error| Trouble::Outside(error.to_string()))?;
+            let complete = move || parts.store.complete(round, &sections);
+            let completed = desk.parts.bench.off_thread(complete).await.map_err(Trouble::Outside)?;
             completed.map_err(|error| Trouble::Outside(error.to_string()))?;
             Ok(Update::Saved { round })
         });

@@ -5,10 +5,11 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoke::round::{Done, Event, Phase, Started};
 use convoke::terms::{Block, BlockHash, Digest, ManifestHash, PayloadHash, Round, Uid, Weight};
+use tokio::time::Instant;
 
 use crate::compressor::{Compressed, Decision, Parcel, Position, Stepped, Theta};
 use crate::gauntlet::{Gathered, Standings};

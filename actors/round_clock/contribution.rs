@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoke::chain::commitment::Seal;
 use convoke::round::Phase;
 use convoke::terms::{PayloadHash, Round, Uid};
 use ractor::RpcReplyPort;
+use tokio::time::Instant;
 
 use super::board::{Ground, Training, Update};
 use super::{Beside, Desk, Trouble, deadline};

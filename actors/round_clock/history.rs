@@ -4,12 +4,13 @@
 //! the one before it, beginning with the newest whose votes can be read.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoke::catch_up::{Checkpoint, History, Start};
 use convoke::manifest::Manifest;
 use convoke::round::Phase;
 use convoke::terms::{EndpointId, ManifestHash, Round};
+use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::board::Ground;

@@ -21,15 +21,16 @@ mod scoring;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoke::chain::{Place, Proofs};
 use convoke::round::{Done, Effect, Event as RoundEvent, Phase, RoundState};
 use convoke::terms::{Block, Digest, Round};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
+use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use crate::chain::Heads;
+use crate::chain::{HeadReader, Heads};
 use crate::gauntlet::Gathered;
 use crate::leaf::{AskError, Hung, Leaf, answer, ask};
 use crate::node::Parts;
@@ -229,9 +230,9 @@ impl Drop for State {
     }
 }
 
-async fn follow_heads(mut heads: tokio::sync::watch::Receiver<Heads>, me: ActorRef<Msg>) {
+async fn follow_heads(mut heads: HeadReader, me: ActorRef<Msg>) {
     loop {
-        let newest = *heads.borrow_and_update();
+        let newest = heads.borrow_and_update();
         if me.cast(Msg::Head(newest)).is_err() || heads.changed().await.is_err() {
             return;
         }

@@ -1,11 +1,12 @@
 //! A validator's evaluation of a round, beside the round that runs.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use convoke::gauntlet::loss_score::Score;
 use convoke::gauntlet::record::Outcome;
 use convoke::terms::{Round, Uid};
+use tokio::time::Instant;
 
 use super::board::{Ground, Update};
 use super::{Beside, Desk, Trouble};

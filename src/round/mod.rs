@@ -20,6 +20,8 @@
 
 mod ballot;
 mod schedule;
+#[doc(hidden)]
+pub mod storm;
 
 pub use ballot::{Ballot, Voter, ballot};
 pub use schedule::Schedule;

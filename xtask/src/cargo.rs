@@ -110,6 +110,13 @@ pub fn bench(arguments: &[String]) -> Result<ExitCode> {
     become_command(cargo)
 }
 
+/// Runs a simulation.
+pub fn sim(arguments: &[String]) -> Result<ExitCode> {
+    let mut cargo = cargo(&["bench", "--package", "convoke-node", "--bench", "sim", "--"]);
+    cargo.args(arguments);
+    become_command(cargo)
+}
+
 /// Takes `--features LIST`, which is cargo's, out of the node's arguments.
 fn split_features(arguments: &[String]) -> Result<(Option<String>, Vec<String>)> {
     let mut features = None;

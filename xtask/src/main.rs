@@ -19,13 +19,16 @@ usage: cargo xtask <command>
   swarm --miners N --validators M [ARGUMENTS]
                                           a local network of processes with a live table; whether all agreed is the
                                           exit code
+  sim [--seed N] [--nodes K] [--rounds R] [--faults SPEC]
+                                          a run of many nodes in virtual time, with whatever can go wrong; whether all
+                                          that must hold has held is the exit code
   ci                                      all checks: format, lints, documentation, tests, tidy, type check of `cuda`
   tidy                                    the house rules that no compiler checks
   bench [NAME [ARGUMENTS]]                run a benchmark; without a name, list them
   tokenizer [ARGUMENTS]                   train configs/data/tokenizer.json from the default corpus
 
-`cargo xtask run-node --help` shows the arguments of a node, `cargo xtask swarm --help` those of a
-swarm.";
+`cargo xtask run-node --help` shows the arguments of a node, `cargo xtask swarm --help` and
+`cargo xtask sim --help` those of a swarm and of a simulation.";
 
 /// As for the node itself: a wrong command line.
 const EXIT_USAGE: u8 = 2;
@@ -42,6 +45,7 @@ fn main() -> ExitCode {
         swarm::LEASHED => swarm::run_leashed(&rest),
         "ci" if rest.is_empty() => ci::run(),
         "tidy" if rest.is_empty() => tidy::run(&cargo::root()),
+        "sim" => cargo::sim(&rest),
         "bench" => cargo::bench(&rest),
         "tokenizer" => cargo::train_tokenizer(&rest),
         "help" | "--help" | "-h" => {

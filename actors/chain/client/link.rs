@@ -23,7 +23,7 @@ use super::failure::Failure;
 use super::read::Caches;
 use super::values;
 use super::{ClientConfig, Config};
-use crate::chain::{BlockRef, ChainError, Heads};
+use crate::chain::{BlockRef, ChainError, HeadReader, HeadWatch, Heads};
 
 /// How long one request may take before the connection counts as dead.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,7 +56,7 @@ pub(super) struct Link {
     block_time: Duration,
     /// Keeps the metadata of every runtime that was met.
     substrate: SubstrateConfig,
-    heads: watch::Sender<Heads>,
+    heads: HeadWatch,
     online: watch::Sender<Option<Arc<Online>>>,
     /// The youngest connection that somebody found dead.
     lost: watch::Sender<Option<u64>>,
@@ -111,7 +111,7 @@ impl Link {
             genesis,
             block_time,
             substrate: substrate.clone(),
-            heads: watch::channel(Heads { best, finalized }).0,
+            heads: HeadWatch::new(Heads { best, finalized }),
             online: watch::channel(Some(Arc::clone(&online))).0,
             lost: watch::channel(None).0,
             caches: Mutex::new(Caches::default()),
@@ -131,7 +131,7 @@ impl Link {
         self.block_time
     }
 
-    pub(super) fn heads(&self) -> watch::Receiver<Heads> {
+    pub(super) fn heads(&self) -> HeadReader {
         self.heads.subscribe()
     }
 

@@ -22,9 +22,8 @@ use convoke::chain::AccountId;
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid, Weight};
 use subxt::SubstrateConfig;
-use tokio::sync::watch;
 
-use super::{ChainError, ChainFuture, ChainRead, ChainWrite, Commitments, Heads, Metagraph, Outcome};
+use super::{ChainError, ChainFuture, ChainRead, ChainWrite, Commitments, HeadReader, Metagraph, Outcome};
 use link::Link;
 
 mod commitments;
@@ -142,7 +141,7 @@ impl ChainRead for Client {
         self.link.netuid()
     }
 
-    fn heads(&self) -> watch::Receiver<Heads> {
+    fn heads(&self) -> HeadReader {
         self.link.heads()
     }
 

@@ -12,7 +12,9 @@ use convoke::terms::Weight;
 use super::*;
 use crate::chain::host::development_genesis;
 use crate::chain::wire::schema::SUBTENSOR;
-use crate::chain::{BlockRef, CallFault, ChainServer, Class, Pace, Runtime, ServeError, ServerConfig, StoreError};
+use crate::chain::{
+    BlockRef, CallFault, ChainServer, Class, Heads, Pace, Runtime, ServeError, ServerConfig, StoreError,
+};
 
 const NETUID: u16 = 7;
 const TAO: u64 = 1_000_000_000;
@@ -61,7 +63,7 @@ async fn on_demand() -> (ChainServer, Client) {
 async fn until(client: &Client, what: &str, is_so: impl Fn(&Heads) -> bool) -> Heads {
     let mut heads = client.heads();
     let seen = tokio::time::timeout(PATIENCE, heads.wait_for(is_so)).await;
-    *seen.unwrap_or_else(|_| panic!("never seen: {what}")).unwrap()
+    seen.unwrap_or_else(|_| panic!("never seen: {what}")).unwrap()
 }
 
 /// The fate of a call, making blocks while it waits for one.
@@ -95,7 +97,7 @@ async fn heads_advance_and_finality_stays_behind_them() {
     let (server, client) = on_demand().await;
     assert_eq!(client.genesis(), server.genesis());
     assert_eq!((client.block_time(), client.netuid()), (Duration::from_millis(100), NETUID));
-    assert_eq!(*client.heads().borrow(), server.heads());
+    assert_eq!(client.heads().borrow(), server.heads());
     server.mine(5).await.unwrap();
     let is_so = |heads: &Heads| heads.best.number == Block(5) && heads.finalized.number == Block(3);
     assert_eq!(until(&client, "block 5", is_so).await, server.heads());

@@ -1,0 +1,84 @@
+//! `cargo xtask sim`: a run of many nodes in one thread and in virtual time, with whatever can go wrong. See `actors/fake`.
+//!
+//! One seed decides everything. A failure prints the rule that was broken, and the one command that breaks it again, with as few
+//! faults as were found to do it.
+
+#![expect(clippy::print_stdout, reason = "it simulates, and says what came of it")]
+#![allow(clippy::disallowed_methods, reason = "how long a simulation takes is measured")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+use convoke_node::fake::log::Log;
+use convoke_node::fake::plan::{FaultSpec, written};
+use convoke_node::fake::world::{Report, Scenario, minimise, simulate};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A simulated run: real actors, virtual time.
+#[derive(Debug, Parser)]
+struct Options {
+    /// Decides everything.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Nodes; every eighth is a validator.
+    #[arg(long, default_value_t = 16)]
+    nodes: usize,
+    /// Rounds of the chain.
+    #[arg(long, default_value_t = 100)]
+    rounds: u64,
+    /// `none`, `mixed`, KIND=RATE, or single faults such as 3@12:sealing=die~4, with commas between.
+    #[arg(long, default_value = "mixed")]
+    faults: FaultSpec,
+    /// Writes the events there.
+    #[arg(long)]
+    log: Option<PathBuf>,
+    /// Runs that are made at most to make a failing list of faults shorter.
+    #[arg(long, default_value_t = 40)]
+    minimise: usize,
+    /// What `cargo bench` adds.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    silence_faults();
+    let Options { seed, nodes, rounds, .. } = options;
+    let scenario = Scenario { seed, nodes, rounds, faults: options.faults.clone() };
+    let log = options.log.as_deref().map_or_else(|| Ok(Log::default()), Log::to_file)?;
+    let started = Instant::now();
+    let report = simulate(scenario.clone(), log)?;
+    let seconds = started.elapsed().as_secs_f64();
+    print(&report, &scenario, seconds);
+    let Some(violation) = &report.violation else { return Ok(ExitCode::SUCCESS) };
+    println!("\nBROKEN, {} in round {}: {}", violation.rule, violation.round, violation.what);
+    let (fewer, runs) = minimise(&scenario, &report, options.minimise)?;
+    println!("{} of {} faults are enough, as {runs} runs have found:", fewer.len(), report.n_faults);
+    println!("cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{}'", written(&fewer));
+    Ok(ExitCode::FAILURE)
+}
+
+fn print(report: &Report, scenario: &Scenario, seconds: f64) {
+    let node_rounds = (report.stepped + report.null) as f64 * scenario.nodes as f64;
+    println!("seed {}, {} nodes, {} rounds: {seconds:.1} s", scenario.seed, scenario.nodes, scenario.rounds);
+    println!("  {:.3} ms a node and round", 1e3 * seconds / node_rounds);
+    println!("  {} rounds with an outer step, {} null rounds", report.stepped, report.null);
+    println!("  {} payloads applied, {} faults", report.contributions, report.n_faults);
+    println!("  honest payloads refused: {:?}", report.refused);
+    println!("  log: {} lines, {}", report.n_lines, report.log);
+}
+
+/// A panic on purpose is an event; its text on the terminal would be noise.
+fn silence_faults() {
+    let tell = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let text = info.payload().downcast_ref::<String>().map(String::as_str);
+        if !text.is_some_and(|text| text.starts_with("fault on purpose")) {
+            tell(info);
+        }
+    }));
+}
