@@ -72,9 +72,9 @@ pub struct Parcel {
 }
 
 impl Parcel {
-    fn new(payload: Payload, bytes: Arc<[u8]>) -> Self {
+    fn new(payload: Arc<Payload>, bytes: Arc<[u8]>) -> Self {
         let hash = TransportHash(*blake3::hash(&bytes).as_bytes());
-        Self { payload: Arc::new(payload), bytes, hash }
+        Self { payload, bytes, hash }
     }
 }
 
@@ -294,7 +294,8 @@ impl Desk {
         let Ok((head, mut rest)) = postcard::take_from_bytes::<PendingHead>(&section) else { return };
         let Some(error) = take_pages(&mut rest, self.parts.layout.flat_len()) else { return };
         let spec = &self.parts.config.run.sparse;
-        let Ok(payload) = transport::parse(&head.transport, &self.parts.layout, spec) else { return };
+        let opened = self.parts.opening.payload(&head.transport, &self.parts.layout, spec);
+        let Ok(payload) = opened else { return };
         let fits = head.undo.fits(&self.parts.layout) && payload.header().base == self.digest;
         if fits && payload.header().round == self.round {
             self.error = error;
@@ -364,7 +365,7 @@ impl Desk {
         };
         let payload = Payload::seal(header, &self.parts.layout, spec, encoded.body, &self.parts.keypair);
         let bytes = transport::encode(&payload, &self.parts.layout, spec).into();
-        let parcel = Parcel::new(payload, bytes);
+        let parcel = Parcel::new(Arc::new(payload), bytes);
         self.pending = Some(Pending { parcel: parcel.clone(), undo: encoded.undo });
         self.save_pending()?;
         let dense_bytes = self.parts.layout.n_params() as f64 * 4.0;

@@ -32,6 +32,8 @@ pub mod supervisor;
 
 pub mod workbench;
 
+pub mod opening;
+
 pub mod pool;
 
 pub mod pages;

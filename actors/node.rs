@@ -31,6 +31,7 @@ use crate::journal::{self, Journal};
 use crate::leaf::Leaf;
 use crate::membership;
 use crate::metrics::{Metrics, NodeFacts, Vocabulary};
+use crate::opening::{Anew, Opening};
 use crate::peer_sync::net::Nets;
 use crate::peer_sync::slot::TransportSlot;
 use crate::peer_sync::transport::TransportConfig;
@@ -74,6 +75,8 @@ pub struct Parts {
     pub faults: Arc<Faults>,
     /// Where the actors' heavy work is done.
     pub bench: Bench,
+    /// Who opens payloads.
+    pub opening: Arc<dyn Opening>,
     /// Leave after this many completed rounds.
     pub rounds: Option<u64>,
     /// What the trained model wrote at the end.
@@ -317,6 +320,7 @@ async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) ->
         journal,
         faults,
         bench: Bench::Thread,
+        opening: Arc::new(Anew),
         rounds: plan.rounds,
         closing_words: Mutex::new(None),
         config,

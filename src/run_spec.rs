@@ -347,6 +347,10 @@ impl RunSpec {
         holds(timing.gather_window <= timing.manifest_window, "timing.gather_window", timing.gather_window, || {
             format!("it must be at most timing.manifest_window = {}", timing.manifest_window)
         })?;
+        let (confirmations, window) = (timing.head_confirmations, timing.manifest_window);
+        holds(confirmations < window, "timing.head_confirmations", confirmations, || {
+            format!("it must be less than timing.manifest_window = {window}, or no vote would be on chain in time")
+        })?;
         // A round is decided when the last votes are final.
         let lag = timing.head_confirmations.max(timing.finality_depth);
         let taken = timing.manifest_window + lag + timing.seal_window;

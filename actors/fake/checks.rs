@@ -7,7 +7,7 @@
 //! - **Reasons**: what an honest node sealed is refused by an honest validator only for what was done to one of the two.
 //! - **Liveness**: in the calm after trouble every node completes rounds again.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use convoke::terms::{Digest, Hotkey, Round};
 
@@ -24,13 +24,16 @@ pub struct Violation {
     pub what: String,
 }
 
-/// The reasons for which an honest payload may be refused because of what happened on the way.
-const EXCUSED: [&str; 4] = ["missing", "hash-mismatch", "size-mismatch", "stale"];
+/// How the one reason begins for which an honest payload may be refused because of what happened on the way: bytes that are not
+/// what was sealed never get as far as a check.
+const EXCUSED: &str = "nobody delivered";
 
 /// What is known of the run so far.
 #[derive(Debug)]
 pub struct Checks {
     nodes: Vec<Node>,
+    /// The first round that counts: before it nobody was there.
+    from: Round,
     uids: BTreeMap<Hotkey, usize>,
     /// How each round ended on the first node that completed it.
     ends: BTreeMap<Round, (Option<Digest>, usize)>,
@@ -46,16 +49,18 @@ struct Node {
     is_honest: bool,
     completed: Option<Round>,
     is_off: bool,
-    rounds: BTreeSet<Round>,
+    /// A bit of its θ was changed on purpose, and it has not yet come back to the agreed one.
+    is_tampered: bool,
 }
 
 impl Checks {
-    /// Of these nodes, honest or not.
+    /// Of these nodes, honest or not, and of the rounds from `from` on.
     #[must_use]
-    pub fn new(nodes: &[(Hotkey, bool)]) -> Self {
+    pub fn new(nodes: &[(Hotkey, bool)], from: Round) -> Self {
         Self {
             nodes: nodes.iter().map(|(_, is_honest)| Node { is_honest: *is_honest, ..Node::default() }).collect(),
             uids: nodes.iter().enumerate().map(|(idx, (hotkey, _))| (*hotkey, idx)).collect(),
+            from,
             ends: BTreeMap::new(),
             contributions: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -76,7 +81,12 @@ impl Checks {
             }
             Event::NullRound { .. } => self.ended(node, round, None),
             Event::DigestMismatch { .. } => self.nodes[node].is_off = true,
-            Event::ResyncDone { .. } | Event::NodeStarted { .. } => self.nodes[node].is_off = false,
+            // Who starts again may have saved what was tampered with.
+            Event::NodeStarted { .. } => self.nodes[node].is_off = false,
+            Event::ResyncDone { .. } => {
+                (self.nodes[node].is_off, self.nodes[node].is_tampered) = (false, false);
+            }
+            Event::FaultInjected { fault, .. } if fault == "flip" => self.nodes[node].is_tampered = true,
             Event::Sealed { .. } if self.nodes[node].is_off => {
                 self.violated("R-4", round, format!("node {node} is off the agreed digest and seals"));
             }
@@ -89,6 +99,9 @@ impl Checks {
     }
 
     fn ended(&mut self, node: usize, round: Round, end: Option<Digest>) {
+        if round < self.from || self.nodes[node].is_tampered {
+            return;
+        }
         let (agreed, first) = *self.ends.entry(round).or_insert((end, node));
         if agreed.is_some() != end.is_some() {
             let how = |end: Option<Digest>| if end.is_some() { "an outer step" } else { "a null round" };
@@ -99,10 +112,6 @@ impl Checks {
         }
         let state = &mut self.nodes[node];
         state.completed = state.completed.max(Some(round));
-        state.rounds.insert(round);
-        while state.rounds.len() > 64 {
-            state.rounds.pop_first();
-        }
     }
 
     fn rejected(&mut self, node: usize, round: Round, hotkey: Hotkey, reason: &str) {
@@ -111,7 +120,9 @@ impl Checks {
             return;
         }
         *self.refused.entry(reason.to_owned()).or_default() += 1;
-        if !EXCUSED.contains(&reason) {
+        // Whoever stands on another θ, by a fault of the script, refuses all others, and is refused by all.
+        let is_tampered = self.nodes[node].is_tampered || self.nodes[owner].is_tampered;
+        if !reason.starts_with(EXCUSED) && !is_tampered {
             self.violated("reasons", round, format!("node {node} refuses what node {owner} sealed: {reason}"));
         }
     }
@@ -172,7 +183,7 @@ mod tests {
     }
 
     fn seen(events: &[(usize, u64, Event)]) -> Option<&'static str> {
-        let mut checks = Checks::new(&[1, 2, 3].map(|key| (Hotkey([key; 32]), key < 3)));
+        let mut checks = Checks::new(&[1, 2, 3].map(|key| (Hotkey([key; 32]), key < 3)), Round(0));
         events.iter().for_each(|(node, round, event)| checks.event(*node, &line(*round, event.clone())));
         checks.first_violation().map(|violation| violation.rule)
     }
@@ -199,12 +210,12 @@ mod tests {
         let rejected =
             |key, reason: &str| Event::Rejected { uid: None, hotkey: Hotkey([key; 32]), reason: reason.to_owned() };
         assert_eq!(seen(&[(0, 1, rejected(2, "copy"))]), Some("reasons"));
-        assert_eq!(seen(&[(0, 1, rejected(2, "missing")), (0, 1, rejected(3, "copy"))]), None);
+        assert_eq!(seen(&[(0, 1, rejected(2, "nobody delivered the payload")), (0, 1, rejected(3, "copy"))]), None);
     }
 
     #[test]
     fn whoever_completes_nothing_in_the_calm_is_told() {
-        let mut checks = Checks::new(&[(Hotkey([1; 32]), true)]);
+        let mut checks = Checks::new(&[(Hotkey([1; 32]), true)], Round(0));
         checks.event(0, &line(4, step(1)));
         checks.calm(Round(6), Round(4));
         assert_eq!(checks.first_violation(), None);

@@ -28,6 +28,7 @@ pub mod checks;
 pub mod disk;
 pub mod fence;
 pub mod log;
+pub mod memo;
 pub mod net;
 pub mod plan;
 pub mod trainer;

@@ -18,6 +18,7 @@ use super::checks::{Checks, Violation};
 use super::disk::FakeDisk;
 use super::fence::Fence;
 use super::log::Log;
+use super::memo::Memo;
 use super::net::FakeNet;
 use super::plan::{CALM_ROUNDS, EPISODE_ROUNDS, FaultSpec, Ground, Kind, Planned, written};
 use super::trainer::{FakeTrainers, Habit};
@@ -126,6 +127,7 @@ struct World {
     host: Host,
     reader: Arc<dyn ChainRead>,
     net: FakeNet,
+    memo: Arc<Memo>,
     weather: Arc<Weather>,
     book: Arc<Book>,
     lives: Vec<Option<Life>>,
@@ -237,16 +239,21 @@ impl World {
         for member in &members {
             host.dev_register(member.hotkey, member.stake).await?;
         }
+        let reader = host.reader();
+        let first = schedule.round_of(reader.heads().borrow().best.number).next();
         let endpoints: Vec<_> = members.iter().map(|member| endpoint(&member.identity)).collect();
         let weather = Arc::new(Weather::new(chance, BLOCK_TIME, &endpoints));
         let known: Vec<_> = members.iter().map(|member| (member.hotkey, true)).collect();
-        let pages =
-            Pages { log, checks: Checks::new(&known), doomed: vec![Vec::new(); members.len()], dead: Vec::new() };
+        let pages = Pages {
+            log,
+            checks: Checks::new(&known, first),
+            doomed: vec![Vec::new(); members.len()],
+            dead: Vec::new(),
+        };
         let book = Book { pages: Mutex::new(pages), wake: Notify::new(), started: Instant::now() };
-        let reader = host.reader();
-        let first = schedule.round_of(reader.heads().borrow().best.number).next();
         let n = members.len();
         Ok(Self {
+            memo: Arc::default(),
             net: FakeNet::new(Arc::clone(&weather) as _),
             lives: (0..n).map(|_| None).collect(),
             births: vec![0; n],
@@ -461,6 +468,7 @@ impl World {
             faults: Arc::new(Faults::new(Vec::new(), journal.clone())),
             journal,
             bench: Bench::Task(self.weather.pace(idx)),
+            opening: Arc::clone(&self.memo) as _,
             rounds: None,
             closing_words: Mutex::new(None),
             config,

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use convoke::assignment::{EvalDraw, assigned, eval_samples};
 use convoke::chain::commitment::Seal;
-use convoke::digest::holding_proof;
 use convoke::gauntlet::copies::{Sealed, copies};
 use convoke::gauntlet::fast_checks::{Expected, PayloadFacts, RejectReason, SealClaim, check_payload, check_seal};
 use convoke::gauntlet::history::{after_match, registered_only};
@@ -83,7 +82,7 @@ impl Desk {
             match self.check_one(&claim, bytes, &ground, &earlier) {
                 Ok(payload) => {
                     order.push(Sealed { hotkey: claim.hotkey, block: claim.place.0, index: claim.place.1 });
-                    let (Claim { uid, hotkey, seal, .. }, payload) = (claim, Arc::new(payload));
+                    let Claim { uid, hotkey, seal, .. } = claim;
                     let Seal { transport, transport_bytes, .. } = seal;
                     gathered.passed.push(Passed { uid, hotkey, payload, transport, transport_bytes });
                 }
@@ -104,10 +103,11 @@ impl Desk {
         bytes: Option<&[u8]>,
         ground: &Ground<'_>,
         earlier: &BTreeSet<[u8; 32]>,
-    ) -> Result<Payload, RejectReason> {
+    ) -> Result<Arc<Payload>, RejectReason> {
         let run = &self.parts.config.run;
         let schedule = &self.parts.schedule;
-        let holding = holding_proof(ground.theta, ground.seed, &claim.hotkey, run.gauntlet.holding_chunks);
+        let (hotkey, n_chunks) = (&claim.hotkey, run.gauntlet.holding_chunks);
+        let holding = self.parts.opening.holding(ground.theta, ground.base, ground.seed, hotkey, n_chunks);
         let expected = Expected {
             run_id: self.parts.run_id,
             round: ground.round,
@@ -132,8 +132,8 @@ impl Desk {
         };
         check_seal(&sealed, &expected)?;
         let bytes = bytes.ok_or(RejectReason::Missing)?;
-        let payload = transport::parse(bytes, &self.parts.layout, &run.sparse)
-            .map_err(|malformed| RejectReason::Malformed(malformed.reason().to_owned()))?;
+        let payload = self.parts.opening.payload(bytes, &self.parts.layout, &run.sparse);
+        let payload = payload.map_err(|malformed| RejectReason::Malformed(malformed.reason().to_owned()))?;
         let header = payload.header();
         let facts = PayloadFacts {
             hash: payload.hash(),

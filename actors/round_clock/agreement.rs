@@ -226,11 +226,11 @@ impl Desk {
         let (parts, base) = (Arc::clone(&self.parts), manifest.base);
         let parse = move || -> Option<Vec<Arc<Payload>>> {
             let parse = |(bytes, entry): (Arc<[u8]>, &Entry)| {
-                let payload = transport::parse(&bytes, &parts.layout, &parts.config.run.sparse).ok()?;
+                let payload = parts.opening.payload(&bytes, &parts.layout, &parts.config.run.sparse).ok()?;
                 let header = payload.header();
                 let said = (header.run_id, header.round, header.base, header.hotkey, header.uid);
                 let named = said == (parts.run_id, round, base, entry.hotkey, entry.uid);
-                (named && payload.hash() == entry.payload).then(|| Arc::new(payload))
+                (named && payload.hash() == entry.payload).then_some(payload)
             };
             fetched.into_iter().zip(&missing).map(parse).collect()
         };

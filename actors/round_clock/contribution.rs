@@ -101,7 +101,7 @@ impl Desk {
             let seed = desk.seed(round, within).await?;
             let hotkey = desk.parts.keypair.hotkey();
             let chunks = desk.parts.config.run.gauntlet.holding_chunks;
-            let proof = convoke::digest::holding_proof(&ground.theta, &seed, &hotkey, chunks);
+            let proof = desk.parts.opening.holding(&ground.theta, ground.digest, &seed, &hotkey, chunks);
             let seal = Seal {
                 round,
                 payload: payload.hash(),

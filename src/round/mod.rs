@@ -374,13 +374,11 @@ impl RoundState {
             (Phase::Deciding, Done::Decided(None)) => self.enter(Phase::NullRound),
             // only these two phases lead to the next round, and only one of them is entered.
             (Phase::OuterStep | Phase::NullRound, Done::Stepped) => {
+                self.payload_held = false;
                 self.round = self.round.next();
                 self.enter(Phase::Saving)
             }
-            (Phase::Saving, Done::Saved) => {
-                self.payload_held = false;
-                self.begin(self.round)
-            }
+            (Phase::Saving, Done::Saved) => self.begin(self.round),
             _ => vec![],
         }
     }

@@ -251,8 +251,8 @@ impl Rules {
             self.judge_leaving(effects, left)?;
         }
         match event {
-            Event::Started(Started { payload_held, saved, .. }) if before.phase == Phase::Starting => {
-                self.page = Page { payload_held: payload_held && saved, ..Page::default() };
+            Event::Started(Started { payload_held, .. }) if before.phase == Phase::Starting => {
+                self.page = Page { payload_held, ..Page::default() };
             }
             _ if after.round != before.round => self.last = std::mem::take(&mut self.page),
             _ => {}

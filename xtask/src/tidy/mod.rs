@@ -87,7 +87,10 @@ fn files(root: &Path) -> Result<Vec<String>> {
             let path = directory.join(&name);
             let at_root = directory.as_os_str().is_empty();
             let written = at_root && (name.starts_with("target") || name == "data" || name == "Cargo.lock");
-            if name == ".git" || written {
+            // What cargo-fuzz writes beside its targets.
+            let by_fuzzer = directory == Path::new("fuzz")
+                && ["target", "corpus", "artifacts", "coverage", "Cargo.lock"].contains(&name.as_str());
+            if name == ".git" || written || by_fuzzer {
                 continue;
             }
             let file_type = entry.file_type()?;
