@@ -29,6 +29,7 @@ pub mod disk;
 pub mod fence;
 pub mod log;
 pub mod memo;
+pub mod minimise;
 pub mod net;
 pub mod plan;
 pub mod trainer;

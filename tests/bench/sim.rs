@@ -12,8 +12,9 @@ use std::time::Instant;
 
 use clap::Parser;
 use convoke_node::fake::log::Log;
+use convoke_node::fake::minimise::minimise;
 use convoke_node::fake::plan::{FaultSpec, written};
-use convoke_node::fake::world::{Report, Scenario, minimise, simulate};
+use convoke_node::fake::world::{Report, Scenario, simulate};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -7,7 +7,7 @@
 #![allow(clippy::disallowed_methods, reason = "a benchmark reads the clock")]
 
 #[path = "../../../actors/pool.rs"]
-#[allow(unused_imports, reason = "its tests are the node's")]
+#[allow(unused_imports, dead_code, reason = "its tests, and what only the node wants of it")]
 mod pool;
 
 mod encode;

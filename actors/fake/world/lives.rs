@@ -1,0 +1,144 @@
+//! How the nodes of a simulated run are born, and what is done with the dead.
+
+use std::sync::{Arc, Mutex};
+
+use anyhow::Context;
+use convoke::chain::{Identity as Proven, Place};
+use convoke::round::Role;
+use convoke::terms::{Digest, EndpointId, Hotkey, Round, Stake};
+
+use super::book::Eye;
+use super::{BLOCK_TIME, Due, NETUID, World};
+use crate::config::{Layers, NodeConfig};
+use crate::events::Events;
+use crate::fake::chain::Port;
+use crate::fake::chance::Chance;
+use crate::fake::disk::FakeDisk;
+use crate::fake::fence::Fence;
+use crate::fake::trainer::{FakeTrainers, Habit};
+use crate::faults::Faults;
+use crate::identity::Identity;
+use crate::node::{Node, Parts, journal};
+use crate::store::Store;
+use crate::workbench::Bench;
+
+/// Every so many nodes one validates.
+const NODES_PER_VALIDATOR: usize = 8;
+/// Samples that there are to train on.
+const N_SAMPLES: u64 = 100_000;
+
+/// The run's numbers where they are not the default run's: short rounds, a small θ.
+const SETS: &[&str] = &[
+    "run.name=simulation",
+    "run.inner.steps=4",
+    "run.inner.steps_min=2",
+    "run.inner.batch_sequences=4",
+    "run.inner.micro_batch_sequences=4",
+    "run.sparse.keep_per_chunk=16",
+    "run.timing.blocks_per_round=16",
+    "run.timing.seal_window=4",
+    "run.timing.gather_window=3",
+    "run.timing.manifest_window=5",
+    "run.timing.finality_depth=2",
+    "run.timing.checkpoint_rounds=8",
+    "run.gauntlet.eval_sequences=8",
+    "run.gauntlet.holding_chunks=1",
+    "run.gauntlet.rounds_per_weights=3",
+    "node.workers=1",
+];
+
+/// Who a node is.
+pub(super) struct Member {
+    pub role: Role,
+    pub stake: Stake,
+    pub identity: Identity,
+    pub hotkey: Hotkey,
+    pub disk: FakeDisk,
+}
+
+/// A node that lives.
+pub(super) struct Life {
+    pub node: Node,
+    pub fence: Fence,
+}
+
+impl World {
+    /// Ends what is left of those that have died.
+    pub(super) fn bury(&mut self) {
+        let dead = std::mem::take(&mut self.book.entries().dead);
+        for (idx, blocks) in dead {
+            if let Some(life) = self.lives[idx].take() {
+                life.node.abandon();
+            }
+            self.put_off(self.block().0 + blocks.max(1), Due::Birth(idx));
+        }
+    }
+
+    pub(super) async fn bear(&mut self, idx: usize) -> anyhow::Result<()> {
+        if self.lives[idx].is_some() {
+            return Ok(());
+        }
+        self.births[idx] += 1;
+        let fence = Fence::new();
+        let (parts, resumed_at) = self.parts(idx, &fence)?;
+        let node = Node::of(Arc::new(parts), resumed_at).await.context("a simulated node")?;
+        self.lives[idx] = Some(Life { node, fence });
+        Ok(())
+    }
+
+    fn parts(&self, idx: usize, fence: &Fence) -> anyhow::Result<(Parts, Option<Round>)> {
+        let member = &self.members[idx];
+        let config = config(&format!("n{idx}"), member.role)?;
+        let run_id = config.run.run_id(&Digest::default());
+        let disk = Arc::new(member.disk.mount(fence.clone()));
+        let store = Store::open_on(disk, &config.node.data_dir.join("state"), run_id)?;
+        store.keep_to_chain(self.reader.genesis())?;
+        let resumed_at = store.latest()?;
+        let eye = Eye { book: Arc::clone(&self.book), node: idx, fence: fence.clone() };
+        let events = Events::seen_by(Arc::new(eye), &config.node.name);
+        let journal = journal(&config, member.hotkey, run_id, BLOCK_TIME, events);
+        let place = Place { genesis: self.reader.genesis(), netuid: NETUID };
+        let proven = Proven::prove(&member.identity.endpoint, &place, &member.hotkey, self.births[idx], None);
+        let port = Port::new(Arc::clone(&self.reader), self.host.connect(member.identity.keypair()), fence.clone());
+        let parts = Parts {
+            run_id,
+            layout: self.layout.clone(),
+            schedule: self.schedule.clone(),
+            trainers: Arc::new(FakeTrainers::new(self.scenario.seed, N_SAMPLES, Habit::Honest)),
+            store,
+            keypair: member.identity.keypair(),
+            identity: proven,
+            chain: Arc::clone(&port) as _,
+            chain_write: port,
+            transport: self.net.port(endpoint(&member.identity), fence.clone()),
+            addresses: Arc::default(),
+            faults: Arc::new(Faults::new(Vec::new(), journal.clone())),
+            journal,
+            bench: Bench::Task(self.weather.pace(idx)),
+            opening: Arc::clone(&self.memo) as _,
+            rounds: None,
+            closing_words: Mutex::new(None),
+            config,
+        };
+        Ok((parts, resumed_at))
+    }
+}
+
+pub(super) fn config(name: &str, role: Role) -> anyhow::Result<NodeConfig> {
+    let layers = SETS.iter().try_fold(Layers::default(), |layers, set| layers.set(set))?;
+    let layers = layers.put("node.name", name)?.put("node.role", role.name())?;
+    Ok(layers.put("node.data_dir", format!("/{name}"))?.read()?)
+}
+
+pub(super) fn endpoint(identity: &Identity) -> EndpointId {
+    EndpointId(*iroh::SecretKey::from_bytes(&identity.endpoint).public().as_bytes())
+}
+
+/// The first of every eight is a validator. No two have the same stake: who leads is decided.
+pub(super) fn member(idx: usize, seed: u64) -> Member {
+    let is_validator = idx.is_multiple_of(NODES_PER_VALIDATOR);
+    let (role, stake) = if is_validator { (Role::Validator, 2_000_000_000_000 - idx as u64) } else { (Role::Miner, 0) };
+    let identity = Identity::of_seed(Chance::new(seed).draw("identity", &[idx as u64]));
+    let hotkey = identity.keypair().hotkey();
+    Member { role, stake: Stake(stake), identity, hotkey, disk: FakeDisk::new() }
+}
