@@ -3,6 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by a panic")]
 
+use std::sync::Arc;
+
+use convoke_node::fake::cast::Cast;
+use convoke_node::fake::lab::QuadraticLab;
 use convoke_node::fake::log::Log;
 use convoke_node::fake::plan::written;
 use convoke_node::fake::world::{Report, Scenario, simulate};
@@ -11,11 +15,11 @@ const NODES: usize = 16;
 const ROUNDS: u64 = 60;
 
 fn run(seed: u64, faults: &str) -> Report {
-    let scenario = Scenario { seed, nodes: NODES, rounds: ROUNDS, faults: faults.parse().unwrap() };
+    let scenario = Scenario { seed, nodes: NODES, rounds: ROUNDS, faults: faults.parse().unwrap(), lab: Arc::new(QuadraticLab) };
     let report = simulate(scenario, Log::default()).unwrap();
     if let Some(violation) = &report.violation {
         let replay = format!("cargo xtask sim --seed {seed} --nodes {NODES} --rounds {ROUNDS} --faults '{faults}'");
-        panic!("{violation:?}\n{replay}\nfaults: {}", written(&report.plan));
+        panic!("{violation:?}\n{replay}\nfaults: {}", written(&report.plan, &Cast::default()));
     }
     report
 }

@@ -1,7 +1,7 @@
 //! Fewer faults that break the same rule.
 
 use super::log::Log;
-use super::plan::{FaultSpec, Planned, written};
+use super::plan::Planned;
 use super::world::{Report, Scenario, simulate};
 
 /// Makes the faults of a failed run fewer, as long as the same rule is broken (Zeller and Hildebrandt 2002, ddmin): at most so many
@@ -25,7 +25,7 @@ pub fn minimise(scenario: &Scenario, failed: &Report, runs_max: usize) -> anyhow
                 continue;
             }
             runs += 1;
-            let faults: FaultSpec = written(&rest).parse()?;
+            let faults = scenario.faults.with_script(rest.clone());
             let report = simulate(Scenario { faults, ..scenario.clone() }, Log::default())?;
             if report.violation.is_some_and(|found| found.rule == violation.rule) {
                 smaller = Some(rest);

@@ -22,11 +22,13 @@
 //!
 //! Reading order: [`world`], [`plan`], [`checks`], then the fakes.
 
+pub mod cast;
 pub mod chain;
 pub mod chance;
 pub mod checks;
 pub mod disk;
 pub mod fence;
+pub mod lab;
 pub mod log;
 pub mod memo;
 pub mod minimise;

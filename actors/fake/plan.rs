@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! SPEC   = item (',' item)*
-//! item   = 'none' | 'mixed' | KIND '=' RATE | script
+//! item   = 'none' | 'mixed' | KIND '=' RATE | PART '=' SHARE | 'hostile' '=' SHARE | script
 //! script = who '@' round [':' point] '=' KIND ['~' blocks]
 //! who    = number of a node | 'chain'
 //! ```
 //!
 //! Rates are per node and round, those of the chain per round. They become a list of single faults before the run begins, so
-//! that a run is a function of its seed and its list: a failure is made smaller by taking faults out of the list. What is drawn
+//! that a run is a function of its seed, its cast and its list: a failure is made smaller by taking faults out of the list. What is drawn
 //! leaves [`CALM_ROUNDS`] of every [`EPISODE_ROUNDS`] alone, in which all that was broken must come back.
 
 use std::fmt;
@@ -17,6 +17,7 @@ use std::str::FromStr;
 use convoke::round::Role;
 use convoke::terms::Round;
 
+use super::cast::Cast;
 use super::chance::Chance;
 
 /// Rounds of trouble and the calm after it.
@@ -157,7 +158,7 @@ pub struct Planned {
 /// Why a spec is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "`{item}` is no fault: {why}. Write none, mixed, KIND=RATE or WHO@ROUND[:POINT]=KIND[~BLOCKS], with commas between"
+    "`{item}` is no fault: {why}. Write none, mixed, KIND=RATE, PART=SHARE or WHO@ROUND[:POINT]=KIND[~BLOCKS], with commas between"
 )]
 pub struct NotASpec {
     item: String,
@@ -169,6 +170,7 @@ pub struct NotASpec {
 pub struct FaultSpec {
     rates: Vec<(Kind, f64)>,
     script: Vec<Planned>,
+    cast: Cast,
 }
 
 /// The nodes that faults are drawn for.
@@ -183,6 +185,18 @@ pub struct Ground<'a> {
 }
 
 impl FaultSpec {
+    /// Who is not honest.
+    #[must_use]
+    pub fn cast(&self) -> &Cast {
+        &self.cast
+    }
+
+    /// The same nodes, honest or not, and these faults alone.
+    #[must_use]
+    pub fn with_script(&self, script: Vec<Planned>) -> Self {
+        Self { rates: Vec::new(), script, cast: self.cast.clone() }
+    }
+
     /// The single faults of a run, ascending by round.
     #[must_use]
     pub fn plan(&self, seed: u64, ground: &Ground<'_>) -> Vec<Planned> {
@@ -264,13 +278,11 @@ impl fmt::Display for Planned {
     }
 }
 
-/// The list as a spec.
+/// The single faults and the cast as a spec.
 #[must_use]
-pub fn written(plan: &[Planned]) -> String {
-    match plan {
-        [] => "none".to_owned(),
-        plan => plan.iter().map(ToString::to_string).collect::<Vec<_>>().join(","),
-    }
+pub fn written(plan: &[Planned], cast: &Cast) -> String {
+    let items: Vec<String> = cast.written().into_iter().chain(plan.iter().map(ToString::to_string)).collect();
+    if items.is_empty() { "none".to_owned() } else { items.join(",") }
 }
 
 impl FromStr for FaultSpec {
@@ -284,10 +296,23 @@ impl FromStr for FaultSpec {
                 "none" => {}
                 "mixed" => spec.rates.extend(Kind::ALL.map(|kind| (kind, kind.mixed_rate()))),
                 _ if item.contains('@') => spec.script.push(read_script(item).map_err(refused)?),
-                _ => spec.rates.push(read_rate(item).map_err(refused)?),
+                _ => spec.take_rate(item).map_err(refused)?,
             }
         }
         Ok(spec)
+    }
+}
+
+impl FaultSpec {
+    /// A rate of a kind of fault, or the share of those who play a part.
+    fn take_rate(&mut self, item: &str) -> Result<(), &'static str> {
+        let (name, rate) = item.split_once('=').ok_or("a rate is missing")?;
+        let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate)).ok_or("a rate is from 0 to 1")?;
+        match self.cast.clone().with(name, rate) {
+            Some(cast) => self.cast = cast,
+            None => self.rates.push((read_kind(name)?, rate)),
+        }
+        Ok(())
     }
 }
 
@@ -295,11 +320,6 @@ fn read_kind(text: &str) -> Result<Kind, &'static str> {
     Kind::ALL.into_iter().find(|kind| kind.name() == text).ok_or("there is no such kind")
 }
 
-fn read_rate(item: &str) -> Result<(Kind, f64), &'static str> {
-    let (kind, rate) = item.split_once('=').ok_or("a rate is missing")?;
-    let rate = rate.parse().ok().filter(|rate| (0.0..=1.0).contains(rate)).ok_or("a rate is from 0 to 1")?;
-    Ok((read_kind(kind)?, rate))
-}
 
 fn read_script(item: &str) -> Result<Planned, &'static str> {
     let (place, what) = item.split_once('=').ok_or("what happens is missing")?;
@@ -338,7 +358,7 @@ mod tests {
         let spec: FaultSpec = "mixed".parse().unwrap();
         let plan = spec.plan(3, &ground(2000));
         assert!(plan.len() > 100, "{}", plan.len());
-        assert_eq!(written(&plan).parse::<FaultSpec>().unwrap().plan(99, &ground(2000)), plan);
+        assert_eq!(written(&plan, &Cast::default()).parse::<FaultSpec>().unwrap().plan(99, &ground(2000)), plan);
         assert_eq!(spec.plan(3, &ground(2000)), plan);
         assert_ne!(spec.plan(4, &ground(2000)), plan);
     }
@@ -360,6 +380,6 @@ mod tests {
             assert!(refused.contains(text), "{refused}");
         }
         let spec: FaultSpec = "die=0.5, 3@12:sealing=die~4,chain@40=stall~8".parse().unwrap();
-        assert_eq!(written(&spec.script), "3@12:sealing=die~4,chain@40=stall~8");
+        assert_eq!(written(&spec.script, &spec.cast), "3@12:sealing=die~4,chain@40=stall~8");
     }
 }

@@ -9,15 +9,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use convoke::round::{Role, Schedule};
-use convoke::sparseloco::{Layout, TensorShape};
+use convoke::sparseloco::Layout;
 use convoke::terms::{Block, Digest, Round};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 use self::book::{Book, Entries};
-use self::lives::{Life, Member, config, endpoint, member};
+use self::lives::{Life, Member, config, endpoint, member, role};
+use super::cast::Part;
 use super::chance::Chance;
 use super::checks::{Checks, Violation};
+use super::lab::Lab;
 use super::log::Log;
 use super::memo::Memo;
 use super::net::FakeNet;
@@ -42,8 +44,10 @@ pub struct Scenario {
     pub nodes: usize,
     /// Rounds of the chain.
     pub rounds: u64,
-    /// What goes wrong.
+    /// What goes wrong, and who does wrong.
     pub faults: FaultSpec,
+    /// What is trained.
+    pub lab: Arc<dyn Lab>,
 }
 
 /// What came of it.
@@ -113,11 +117,13 @@ pub fn simulate(scenario: Scenario, log: Log) -> anyhow::Result<Report> {
 impl World {
     async fn new(scenario: Scenario, log: Log) -> anyhow::Result<Self> {
         let chance = Chance::new(scenario.seed);
-        let run = config("world", Role::Miner)?.run;
+        let run = config("world", Role::Miner, &*scenario.lab)?.run;
         let schedule = Schedule::new(&run.timing);
-        let shape = |name: &str, shape: &[usize]| TensorShape { name: name.to_owned(), shape: shape.to_vec() };
-        let layout = Layout::new(vec![shape("matrix", &[64, 64]), shape("vector", &[100])])?;
-        let members: Vec<Member> = (0..scenario.nodes).map(|idx| member(idx, scenario.seed)).collect();
+        let layout = scenario.lab.layout();
+        let roles: Vec<Role> = (0..scenario.nodes).map(role).collect();
+        let parts = scenario.faults.cast().assign(scenario.seed, &roles);
+        let members = parts.into_iter().enumerate().map(|(idx, part)| member(idx, part, scenario.seed));
+        let members: Vec<Member> = members.collect();
         let mut genesis = development_genesis(NETUID, scenario.seed);
         genesis.timestamp_ms = BEGINNING_MS;
         let pace = HostConfig {
@@ -134,7 +140,7 @@ impl World {
         let first = schedule.round_of(reader.heads().borrow().best.number).next();
         let endpoints: Vec<_> = members.iter().map(|member| endpoint(&member.identity)).collect();
         let weather = Arc::new(Weather::new(chance, BLOCK_TIME, &endpoints));
-        let known: Vec<_> = members.iter().map(|member| (member.hotkey, true)).collect();
+        let known: Vec<_> = members.iter().map(|member| (member.hotkey, member.part == Part::Honest)).collect();
         let entries = Entries {
             log,
             checks: Checks::new(&known, first),
@@ -203,7 +209,7 @@ impl World {
 
     fn plan(&self) -> Vec<Planned> {
         let roles: Vec<Role> = self.members.iter().map(|member| member.role).collect();
-        let disturbed = vec![true; roles.len()];
+        let disturbed: Vec<bool> = self.members.iter().map(|member| member.part == Part::Honest).collect();
         let ground = Ground { roles: &roles, rounds: self.scenario.rounds, disturbed: &disturbed };
         self.scenario.faults.plan(self.scenario.seed, &ground)
     }

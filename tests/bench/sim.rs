@@ -8,9 +8,11 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use convoke_node::fake::lab::QuadraticLab;
 use convoke_node::fake::log::Log;
 use convoke_node::fake::minimise::minimise;
 use convoke_node::fake::plan::{FaultSpec, written};
@@ -31,7 +33,7 @@ struct Options {
     /// Rounds of the chain.
     #[arg(long, default_value_t = 100)]
     rounds: u64,
-    /// `none`, `mixed`, KIND=RATE, or single faults such as 3@12:sealing=die~4, with commas between.
+    /// `none`, `mixed`, KIND=RATE, PART=SHARE, or single faults such as 3@12:sealing=die~4, with commas between.
     #[arg(long, default_value = "mixed")]
     faults: FaultSpec,
     /// Writes the events there.
@@ -49,7 +51,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     silence_faults();
     let Options { seed, nodes, rounds, .. } = options;
-    let scenario = Scenario { seed, nodes, rounds, faults: options.faults.clone() };
+    let scenario = Scenario { seed, nodes, rounds, faults: options.faults.clone(), lab: Arc::new(QuadraticLab) };
     let log = options.log.as_deref().map_or_else(|| Ok(Log::default()), Log::to_file)?;
     let started = Instant::now();
     let report = simulate(scenario.clone(), log)?;
@@ -59,7 +61,7 @@ fn main() -> anyhow::Result<ExitCode> {
     println!("\nBROKEN, {} in round {}: {}", violation.rule, violation.round, violation.what);
     let (fewer, runs) = minimise(&scenario, &report, options.minimise)?;
     println!("{} of {} faults are enough, as {runs} runs have found:", fewer.len(), report.n_faults);
-    println!("cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{}'", written(&fewer));
+    println!("cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{}'", written(&fewer, scenario.faults.cast()));
     Ok(ExitCode::FAILURE)
 }
 

@@ -11,11 +11,12 @@ use super::book::Eye;
 use super::{BLOCK_TIME, Due, NETUID, World};
 use crate::config::{Layers, NodeConfig};
 use crate::events::Events;
+use crate::fake::cast::Part;
 use crate::fake::chain::Port;
 use crate::fake::chance::Chance;
 use crate::fake::disk::FakeDisk;
 use crate::fake::fence::Fence;
-use crate::fake::trainer::{FakeTrainers, Habit};
+use crate::fake::lab::Lab;
 use crate::faults::Faults;
 use crate::identity::Identity;
 use crate::node::{Node, Parts, journal};
@@ -24,9 +25,6 @@ use crate::workbench::Bench;
 
 /// Every so many nodes one validates.
 const NODES_PER_VALIDATOR: usize = 8;
-/// Samples that there are to train on.
-const N_SAMPLES: u64 = 100_000;
-
 /// The run's numbers where they are not the default run's: short rounds, a small θ.
 const SETS: &[&str] = &[
     "run.name=simulation",
@@ -50,6 +48,7 @@ const SETS: &[&str] = &[
 /// Who a node is.
 pub(super) struct Member {
     pub role: Role,
+    pub part: Part,
     pub stake: Stake,
     pub identity: Identity,
     pub hotkey: Hotkey,
@@ -88,7 +87,7 @@ impl World {
 
     fn parts(&self, idx: usize, fence: &Fence) -> anyhow::Result<(Parts, Option<Round>)> {
         let member = &self.members[idx];
-        let config = config(&format!("n{idx}"), member.role)?;
+        let config = config(&format!("n{idx}"), member.role, &*self.scenario.lab)?;
         let run_id = config.run.run_id(&Digest::default());
         let disk = Arc::new(member.disk.mount(fence.clone()));
         let store = Store::open_on(disk, &config.node.data_dir.join("state"), run_id)?;
@@ -104,7 +103,7 @@ impl World {
             run_id,
             layout: self.layout.clone(),
             schedule: self.schedule.clone(),
-            trainers: Arc::new(FakeTrainers::new(self.scenario.seed, N_SAMPLES, Habit::Honest)),
+            trainers: self.scenario.lab.trainers(self.scenario.seed, &member.part.habit(self.first)),
             store,
             keypair: member.identity.keypair(),
             identity: proven,
@@ -124,8 +123,9 @@ impl World {
     }
 }
 
-pub(super) fn config(name: &str, role: Role) -> anyhow::Result<NodeConfig> {
+pub(super) fn config(name: &str, role: Role, lab: &dyn Lab) -> anyhow::Result<NodeConfig> {
     let layers = SETS.iter().try_fold(Layers::default(), |layers, set| layers.set(set))?;
+    let layers = lab.sets().iter().try_fold(layers, |layers, set| layers.set(set))?;
     let layers = layers.put("node.name", name)?.put("node.role", role.name())?;
     Ok(layers.put("node.data_dir", format!("/{name}"))?.read()?)
 }
@@ -134,11 +134,16 @@ pub(super) fn endpoint(identity: &Identity) -> EndpointId {
     EndpointId(*iroh::SecretKey::from_bytes(&identity.endpoint).public().as_bytes())
 }
 
-/// The first of every eight is a validator. No two have the same stake: who leads is decided.
-pub(super) fn member(idx: usize, seed: u64) -> Member {
-    let is_validator = idx.is_multiple_of(NODES_PER_VALIDATOR);
-    let (role, stake) = if is_validator { (Role::Validator, 2_000_000_000_000 - idx as u64) } else { (Role::Miner, 0) };
+/// The first of every eight is a validator.
+pub(super) fn role(idx: usize) -> Role {
+    if idx.is_multiple_of(NODES_PER_VALIDATOR) { Role::Validator } else { Role::Miner }
+}
+
+/// No two validators have the same stake: who leads is decided.
+pub(super) fn member(idx: usize, part: Part, seed: u64) -> Member {
+    let role = role(idx);
+    let stake = if role.validates() { 2_000_000_000_000 - idx as u64 } else { 0 };
     let identity = Identity::of_seed(Chance::new(seed).draw("identity", &[idx as u64]));
     let hotkey = identity.keypair().hotkey();
-    Member { role, stake: Stake(stake), identity, hotkey, disk: FakeDisk::new() }
+    Member { role, part, stake: Stake(stake), identity, hotkey, disk: FakeDisk::new() }
 }
