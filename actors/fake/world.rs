@@ -89,14 +89,15 @@ struct World {
     book: Arc<Book>,
     lives: Vec<Option<Life>>,
     births: Vec<u32>,
-    /// When who is born again, what ends when.
-    due: BTreeMap<(u64, u64), Due>,
+    /// What strikes at which block.
+    strikes: BTreeMap<(u64, usize), Planned>,
+    /// When who is born again, what ends when: by the clock, since a chain that stands still makes no blocks to wait for.
+    due: BTreeMap<(Instant, u64), Due>,
     n_due: u64,
 }
 
-/// What happens at a block.
+/// What happens after a time.
 enum Due {
-    Strike(Planned),
     End(Planned),
     Birth(usize),
 }
@@ -154,6 +155,7 @@ impl World {
             net: FakeNet::new(Arc::clone(&weather) as _),
             lives: (0..n).map(|_| None).collect(),
             births: vec![0; n],
+            strikes: BTreeMap::new(),
             due: BTreeMap::new(),
             n_due: 0,
             book: Arc::new(book),
@@ -175,12 +177,12 @@ impl World {
 
     async fn run(&mut self) -> anyhow::Result<()> {
         let plan = self.plan();
-        for planned in plan {
+        for (idx, planned) in plan.into_iter().enumerate() {
             // Somewhere in the round, so that the phases' edges are met from both sides.
             let which = [planned.round.0, planned.node.unwrap_or(usize::MAX) as u64, planned.kind as u64];
             let offset = Chance::new(self.scenario.seed).below(8, "offset", &which) as u64;
             let at = self.first.0 + planned.round.0;
-            self.put_off(self.schedule.first_block(Round(at)).0 + offset, Due::Strike(planned));
+            self.strikes.insert((self.schedule.first_block(Round(at)).0 + offset, idx), planned);
         }
         for idx in 0..self.members.len() {
             self.bear(idx).await?;
@@ -197,10 +199,14 @@ impl World {
                 () = sleep_until(tick) => tick += BLOCK_TIME / 2,
             }
             self.bury();
+            self.do_what_is_due().await?;
             let block = self.block();
             if block > looked_at {
                 looked_at = block;
-                self.do_what_is_due(block).await?;
+                while let Some(entry) = self.strikes.first_entry().filter(|entry| entry.key().0 <= block.0) {
+                    let planned = entry.remove();
+                    self.strike(planned, block);
+                }
                 self.look(block);
             }
         }
@@ -214,15 +220,17 @@ impl World {
         self.scenario.faults.plan(self.scenario.seed, &ground)
     }
 
-    fn put_off(&mut self, block: u64, due: Due) {
+    /// For so many block times.
+    fn put_off(&mut self, blocks: u64, due: Due) {
         self.n_due += 1;
-        self.due.insert((block, self.n_due), due);
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        self.due.insert((Instant::now() + BLOCK_TIME * blocks, self.n_due), due);
     }
 
-    async fn do_what_is_due(&mut self, block: Block) -> anyhow::Result<()> {
-        while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= block.0) {
+    async fn do_what_is_due(&mut self) -> anyhow::Result<()> {
+        let now = Instant::now();
+        while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= now) {
             match entry.remove() {
-                Due::Strike(planned) => self.strike(planned, block),
                 Due::End(planned) => self.set(&planned, false),
                 Due::Birth(idx) => self.bear(idx).await?,
             }

@@ -69,7 +69,7 @@ impl World {
             if let Some(life) = self.lives[idx].take() {
                 life.node.abandon();
             }
-            self.put_off(self.block().0 + blocks.max(1), Due::Birth(idx));
+            self.put_off(blocks.max(1), Due::Birth(idx));
         }
     }
 

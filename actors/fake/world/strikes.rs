@@ -23,7 +23,7 @@ impl World {
             _ => {
                 self.set(&planned, true);
                 let blocks = planned.blocks.max(self.blocks_per_round / 2);
-                self.put_off(block.0 + blocks, Due::End(planned));
+                self.put_off(blocks, Due::End(planned));
             }
         }
     }
