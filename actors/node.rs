@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context;
-use convoke::chain;
+use convoke::chain::{self, Place};
 use convoke::hotkey::HotkeyPair;
 use convoke::round::Schedule;
 use convoke::sparseloco::Layout;
@@ -305,6 +305,7 @@ async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) ->
     };
     let journal = open_journal(&config, &secrets, run_id, chain.block_time())?;
     let faults = Arc::new(Faults::new(plan.faults, journal.clone()));
+    let place = Place { genesis: chain.genesis(), netuid: chain.netuid() };
     Ok(Parts {
         run_id,
         layout,
@@ -320,7 +321,7 @@ async fn assemble(prepared: Prepared, surroundings: Surroundings, plan: Plan) ->
         journal,
         faults,
         bench: Bench::Thread,
-        opening: Arc::new(Anew),
+        opening: Arc::new(Anew::new(place)),
         rounds: plan.rounds,
         closing_words: Mutex::new(None),
         config,

@@ -87,7 +87,7 @@ impl Checks {
                 (self.nodes[node].is_off, self.nodes[node].is_tampered) = (false, false);
             }
             Event::FaultInjected { fault, .. } if fault == "flip" => self.nodes[node].is_tampered = true,
-            Event::Sealed { .. } if self.nodes[node].is_off => {
+            Event::Sealed { sealed_at, .. } if self.nodes[node].is_off && sealed_at.0 > 0 => {
                 self.violated("R-4", round, format!("node {node} is off the agreed digest and seals"));
             }
             Event::BudgetSpent { actor, .. } => {

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use convoke::chain::Place;
 use convoke::round::{Role, Schedule};
 use convoke::sparseloco::Layout;
 use convoke::terms::{Block, Digest, Round};
@@ -151,7 +152,7 @@ impl World {
         let book = Book { entries: Mutex::new(entries), wake: Notify::new(), started: Instant::now() };
         let n = members.len();
         Ok(Self {
-            memo: Arc::default(),
+            memo: Arc::new(Memo::new(Place { genesis: reader.genesis(), netuid: NETUID })),
             net: FakeNet::new(Arc::clone(&weather) as _),
             lives: (0..n).map(|_| None).collect(),
             births: vec![0; n],

@@ -5,14 +5,13 @@ use std::sync::Arc;
 
 use convoke::assignment::{EvalDraw, assigned, eval_samples};
 use convoke::chain::commitment::Seal;
-use convoke::gauntlet::copies::{Sealed, copies};
+use convoke::gauntlet::copies::Sealed;
 use convoke::gauntlet::fast_checks::{Expected, PayloadFacts, RejectReason, SealClaim, check_payload, check_seal};
 use convoke::gauntlet::history::{after_match, registered_only};
 use convoke::gauntlet::record::{Outcome, Standing};
 use convoke::gauntlet::{selection, weights};
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::{Payload, transport};
-use convoke::sparseloco;
 use convoke::terms::{Block, BlockHash, Digest, Hotkey, Round};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -69,8 +68,8 @@ impl Desk {
     pub fn check(&mut self, request: CheckRequest) -> Gathered {
         let CheckRequest { round, claims, delivered, ref registered, .. } = request;
         self.standing = registered_only(&self.standing, &registered.iter().copied().collect(), round);
-        let earlier: BTreeSet<[u8; 32]> =
-            self.used.iter().filter(|(used_in, _)| **used_in < round).flat_map(|(_, used)| used).copied().collect();
+        let used = self.used.iter().filter(|(used_in, _)| **used_in < round && self.judges());
+        let earlier: BTreeSet<[u8; 32]> = used.flat_map(|(_, used)| used).copied().collect();
         // Two claims may name one payload: each is judged on the bytes, and what one claim gets wrong costs nobody else.
         let delivered: BTreeMap<_, Arc<[u8]>> =
             delivered.into_iter().filter_map(|(hash, bytes)| Some((hash, bytes.ok()?))).collect();
@@ -91,10 +90,18 @@ impl Desk {
                 }
             }
         }
-        self.reject_copies(&mut gathered, &order);
-        self.used.insert(round, gathered.passed.iter().map(|passed| records_hash(&passed.payload)).collect());
-        self.used.retain(|used_in, _| used_in.0 + REPLAY_ROUNDS > round.0);
+        if self.judges() {
+            self.reject_copies(&mut gathered, &order);
+            self.used.insert(round, gathered.passed.iter().map(|passed| records_hash(&passed.payload)).collect());
+            self.used.retain(|used_in, _| used_in.0 + REPLAY_ROUNDS > round.0);
+        }
         gathered
+    }
+
+    /// Whether anybody hears of its judgement. Who only mines opens the payloads, to have them when the validators have decided; whether
+    /// one is held to, replayed or copied is theirs to find.
+    fn judges(&self) -> bool {
+        self.parts.config.node.role.validates()
     }
 
     fn check_one(
@@ -106,8 +113,9 @@ impl Desk {
     ) -> Result<Arc<Payload>, RejectReason> {
         let run = &self.parts.config.run;
         let schedule = &self.parts.schedule;
-        let (hotkey, n_chunks) = (&claim.hotkey, run.gauntlet.holding_chunks);
-        let holding = self.parts.opening.holding(ground.theta, ground.base, ground.seed, hotkey, n_chunks);
+        let n_chunks = run.gauntlet.holding_chunks;
+        let opening = &self.parts.opening;
+        let holding = || opening.holding(ground.theta, ground.base, ground.seed, &claim.hotkey, n_chunks);
         let expected = Expected {
             run_id: self.parts.run_id,
             round: ground.round,
@@ -118,7 +126,7 @@ impl Desk {
             transport_bytes_max: transport::len_max(&self.parts.layout, &run.sparse) as u64,
             inner_steps_min: run.inner.steps_min,
             inner_steps_max: run.inner.steps,
-            holding: Some(Seal::holding_of(&holding)),
+            holding: self.judges().then(|| Seal::holding_of(&holding())),
             earlier_records: earlier,
         };
         let sealed = SealClaim {
@@ -132,7 +140,7 @@ impl Desk {
         };
         check_seal(&sealed, &expected)?;
         let bytes = bytes.ok_or(RejectReason::Missing)?;
-        let payload = self.parts.opening.payload(bytes, &self.parts.layout, &run.sparse);
+        let payload = opening.payload(bytes, &self.parts.layout, &run.sparse);
         let payload = payload.map_err(|malformed| RejectReason::Malformed(malformed.reason().to_owned()))?;
         let header = payload.header();
         let facts = PayloadFacts {
@@ -155,11 +163,8 @@ impl Desk {
 
     fn reject_copies(&self, gathered: &mut Gathered, order: &[Sealed]) {
         let overlap_max = self.parts.config.run.gauntlet.copy_overlap_max;
-        let overlap = |a: usize, b: usize| {
-            let body = |idx: usize| gathered.passed[idx].payload.body();
-            sparseloco::overlap(&self.parts.layout, body(a), body(b))
-        };
-        let found = copies(order, overlap_max, overlap);
+        let payloads: Vec<&Payload> = gathered.passed.iter().map(|passed| &*passed.payload).collect();
+        let found = self.parts.opening.copies(order, &payloads, &self.parts.layout, overlap_max);
         for copy in found {
             let Some(idx) = gathered.passed.iter().position(|passed| passed.hotkey == copy.copy) else { continue };
             let Passed { uid, hotkey, .. } = gathered.passed.remove(idx);

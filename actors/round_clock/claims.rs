@@ -21,7 +21,7 @@ const FINALITY_LAG_BLOCKS: u64 = 10;
 /// The registry and everybody's commitment at one block. Identities are verified: an endpoint has one owner.
 pub struct Registry {
     pub metagraph: Arc<Metagraph>,
-    members: chain::Registry,
+    members: Arc<chain::Registry>,
 }
 
 impl Desk {
@@ -30,10 +30,7 @@ impl Desk {
         let outside = |error: crate::chain::ChainError| Trouble::Outside(error.to_string());
         let metagraph = self.parts.chain.metagraph(at).await.map_err(outside)?;
         let commitments = self.parts.chain.commitments(at).await.map_err(outside)?;
-        let members = {
-            let mut proofs = self.proofs.lock().expect("no holder of this lock panics");
-            chain::Registry::of(&metagraph, &commitments, &mut proofs)
-        };
+        let members = self.parts.opening.registry(&metagraph, &commitments);
         for (hotkey, reason) in members.refused() {
             debug!(%hotkey, %reason, "a commitment is refused");
         }

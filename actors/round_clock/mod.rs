@@ -20,10 +20,9 @@ mod history;
 mod scoring;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use convoke::chain::{Place, Proofs};
 use convoke::round::{Done, Effect, Event as RoundEvent, Phase, RoundState};
 use convoke::terms::{Block, Digest, Round};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -107,8 +106,6 @@ struct Desk {
     supervisor: ActorRef<supervisor::Msg>,
     me: ActorRef<Msg>,
     past: Past,
-    /// Of one chain and subnet for as long as the actor lives.
-    proofs: Arc<Mutex<Proofs>>,
 }
 
 /// What the actor hears.
@@ -184,9 +181,7 @@ impl Actor for RoundClock {
             parts.config.run.gauntlet.rounds_per_weights,
         );
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
-        let place = Place { genesis: parts.chain.genesis(), netuid: parts.chain.netuid() };
-        let proofs = Arc::new(Mutex::new(Proofs::new(place)));
-        let desk = Desk { parts, leaves, supervisor, me, past: Past::default(), proofs };
+        let desk = Desk { parts, leaves, supervisor, me, past: Past::default() };
         desk.start(Round(0), false);
         Ok(State {
             desk,
