@@ -10,6 +10,9 @@
 
 #![expect(clippy::print_stdout, reason = "it measures, and says what it measured")]
 
+#[path = "plain.rs"]
+mod plain;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -22,11 +25,8 @@ use convoke::terms::{EndpointId, Round};
 use convoke_node::peer_sync::admission::Peer;
 use convoke_node::peer_sync::state::StateWant;
 use convoke_node::peer_sync::transport::{Transport, TransportConfig};
-use iroh::endpoint::presets;
-use iroh::protocol::Router;
-use iroh::{Endpoint, EndpointAddr, RelayMode, SecretKey};
-use iroh_blobs::store::fs::FsStore;
-use iroh_blobs::{BlobsProtocol, Hash};
+use iroh::SecretKey;
+use iroh_blobs::Hash;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -116,28 +116,9 @@ async fn hold(role: &Role) -> Result<()> {
 
 /// Serves the same bytes as iroh does by itself.
 async fn hold_plain(role: &Role) -> Result<()> {
-    let store = FsStore::load(&role.dir).await?;
-    let state = state(role.bytes);
-    let started = Instant::now();
-    let tag = store.add_bytes(state).await?;
-    let elapsed = started.elapsed();
-    let endpoint = plain_endpoint(secret(role.seed)).await?;
-    let address = *endpoint.bound_sockets().first().context("no socket")?;
-    let router = Router::builder(endpoint).accept(iroh_blobs::ALPN, BlobsProtocol::new(&store, None)).spawn();
-    report(tag.hash, address, elapsed);
-    router.shutdown().await?;
-    Ok(())
-}
-
-async fn plain_endpoint(secret: SecretKey) -> Result<Endpoint> {
-    let endpoint = Endpoint::builder(presets::Minimal)
-        .secret_key(secret)
-        .relay_mode(RelayMode::Disabled)
-        .clear_ip_transports()
-        .bind_addr(SocketAddr::from(([127, 0, 0, 1], 0)))?
-        .bind()
-        .await?;
-    Ok(endpoint)
+    let served = plain::Served::start(secret(role.seed), Path::new(&role.dir), state(role.bytes)).await?;
+    report(served.hash, served.address, served.writing);
+    served.shutdown().await
 }
 
 /// Tells the parent, and waits until it needs this process no more.
@@ -206,21 +187,6 @@ async fn fetch(holders: &[Holder], run: u8, dir: &Path, bytes: usize) -> Result<
     Ok((fetched.elapsed.as_secs_f64(), reading))
 }
 
-/// Seconds of one plain transfer, connecting included, as it is in the other.
-async fn fetch_plain(holder: &Holder, dir: &Path) -> Result<f64> {
-    let dir = tempfile::tempdir_in(dir)?;
-    let store = FsStore::load(dir.path()).await?;
-    let endpoint = plain_endpoint(SecretKey::from_bytes(&[99; 32])).await?;
-    let started = Instant::now();
-    let address = EndpointAddr::new(holder.key.public()).with_ip_addr(holder.address);
-    let connection = endpoint.connect(address, iroh_blobs::ALPN).await?;
-    store.remote().fetch(connection, holder.hash).await?;
-    let elapsed = started.elapsed().as_secs_f64();
-    endpoint.close().await;
-    store.shutdown().await?;
-    Ok(elapsed)
-}
-
 async fn measure(asked: &Arguments) -> Result<ExitCode> {
     ensure!(asked.bytes > 0 && asked.runs > 0, "nothing to measure");
     let dir = tempfile::Builder::new().prefix("convoke-state-").tempdir()?;
@@ -235,10 +201,10 @@ async fn measure(asked: &Arguments) -> Result<ExitCode> {
     for seed in 1..=HOLDERS {
         holders.push(Holder::start(false, seed, dir.path(), asked)?);
     }
-    let plain = Holder::start(true, HOLDERS + 1, dir.path(), asked)?;
+    let holder = Holder::start(true, HOLDERS + 1, dir.path(), asked)?;
     let (mut plain_runs, mut one_runs, mut all_runs, mut readings) = (vec![], vec![], vec![], vec![]);
     for run in 0..asked.runs {
-        plain_runs.push(fetch_plain(&plain, dir.path()).await?);
+        plain_runs.push(plain::fetch(&holder.key, holder.address, holder.hash, dir.path()).await?);
         let (one, reading) = fetch(&holders[..1], 2 * run, dir.path(), asked.bytes).await?;
         let (all, _) = fetch(&holders, 2 * run + 1, dir.path(), asked.bytes).await?;
         one_runs.push(one);
@@ -259,7 +225,7 @@ async fn measure(asked: &Arguments) -> Result<ExitCode> {
     row(&format!("fetch_state, {HOLDERS} holders"), &all_runs);
     row("load_state, from the store", &readings);
     row("publish_state, into the store", &holders.iter().map(|holder| holder.writing).collect::<Vec<_>>());
-    row("iroh-blobs add_bytes", &[plain.writing]);
+    row("iroh-blobs add_bytes", &[holder.writing]);
     std::io::stdout().flush()?;
     let ratio = baseline / median(&one_runs);
     if ratio < asked.within {

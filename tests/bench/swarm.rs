@@ -1,18 +1,21 @@
 //! What running together costs, in processes of their own on loopback: `cargo xtask bench swarm`.
 //!
 //! Three tables. **Pace**: the default run with 4 miners and 1 validator; of a round's time, how much each node computed or waited
-//! for the block clock, and how much it communicated. **Joining**: a miner that comes to that swarm; what it fetched, and when it
-//! contributed. **Work**: 16 miners and 1 validator that train next to nothing, so that the processor time of a node
+//! for the block clock, and how much it communicated. **Joining**: a miner that comes to a run of 15.7 M parameters, whose payloads are
+//! made so large that θ is fewer bytes than what was sent before; what it fetched, beside one plain iroh-blobs transfer of as many bytes at the
+//! same time, and when it contributed. **Work**: 16 miners and 1 validator that train next to nothing, so that the processor time of a node
 //! and round is the protocol's: chain, payloads, checks, agreement, outer step, boundary. The threads that train (inner steps,
 //! losses, the optimiser's share of the boundary) are counted beside it.
 //!
-//! Arguments: `--rounds N` (8) rounds that are measured, `--only pace|work`. Quiet the machine first.
+//! Arguments: `--rounds N` (8) rounds that are measured, `--only pace|joining|work`. Quiet the machine first.
 
 #![expect(clippy::print_stdout, reason = "it measures, and says what it measured")]
 #![allow(clippy::unwrap_used, reason = "what is not as expected ends the measurement")]
 
 #[path = "../harness/mod.rs"]
 mod harness;
+#[path = "plain.rs"]
+mod plain;
 
 use std::time::Duration;
 
@@ -26,6 +29,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Rounds that nodes take to find each other.
 const SETTLING: u64 = 2;
+/// Rounds after which the payloads of all rounds are more bytes than θ.
+const ROUNDS_BEFORE_JOINING: u64 = 14;
 /// Of the default run.
 const BLOCK_TIME: Duration = Duration::from_millis(500);
 const BLOCKS_PER_ROUND: f64 = 30.0;
@@ -51,14 +56,18 @@ fn main() {
         match argument.as_str() {
             "--rounds" => rounds = value.parse().unwrap(),
             "--only" => only = Some(value),
-            _ => panic!("`{argument}`: the arguments are --rounds N and --only pace|work"),
+            _ => panic!("`{argument}`: the arguments are --rounds N and --only pace|joining|work"),
         }
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    if only.as_deref() != Some("work") {
+    let is_wanted = |table: &str| only.as_deref().is_none_or(|only| only == table);
+    if is_wanted("pace") {
         runtime.block_on(pace(rounds));
     }
-    if only.as_deref() != Some("pace") {
+    if is_wanted("joining") {
+        runtime.block_on(joining());
+    }
+    if is_wanted("work") {
         runtime.block_on(work(rounds));
     }
 }
@@ -101,25 +110,43 @@ async fn pace(rounds: u64) {
         println!("{name:<12} {computing:>12.2} {communicating:>16.3} {share:>26.1}");
     }
     swarm.assert_one_digest_a_round();
-    joining(&mut swarm).await;
 }
 
-async fn joining(swarm: &mut Swarm) {
+async fn joining() {
+    let model = format!("run.model={}/../configs/models/small.toml", env!("CARGO_MANIFEST_DIR"));
+    let mut sets = vec![&*model, "run.sparse.keep_per_chunk=1024", "run.timing.checkpoint_rounds=4"];
+    sets.extend(IDLE);
+    let mut swarm = Swarm::default_run(&sets, BLOCK_TIME).await;
+    let miners = ["miner-1", "miner-2", "miner-3"];
+    swarm.start("validator", "validator", &[]);
+    swarm.start_all(&miners, "miner");
+    let names: Vec<String> = ["validator"].iter().chain(&miners).map(ToString::to_string).collect();
+    completed(&swarm, &names, ROUNDS_BEFORE_JOINING).await;
     let started_in = swarm.round();
     swarm.start("joiner", "miner", &[]);
     let contributed = swarm.until_contributing("joiner", "validator", started_in).await;
     let events = swarm.events("joiner");
     let at = |wanted: fn(&Event) -> bool| events.iter().find(|line| wanted(&line.event)).map(|line| line.at_ms);
     let started = at(|event| matches!(event, Event::NodeStarted { .. })).unwrap();
-    let caught_up = at(|event| matches!(event, Event::Sealed { .. })).unwrap();
-    let state: u64 = events.iter().map(state_bytes).sum();
-    let replayed = events.iter().filter(|line| matches!(line.event, Event::OuterStep { .. })).count();
-    println!("\nJoining that swarm in round {started_in}");
-    println!("bytes of θ fetched: {state}; rounds replayed before its first contribution was applied: {replayed}");
-    println!(
-        "from its start to its first seal: {:.1} s; first applied in round {contributed}",
-        (caught_up - started) as f64 / 1e3
-    );
+    let stands = at(|event| matches!(event, Event::InnerStepsDone { .. })).unwrap();
+    let bytes: u64 = events.iter().map(state_bytes).sum();
+    let plain = plain_seconds(usize::try_from(bytes).unwrap()).await;
+    let (seconds, round) = ((stands - started) as f64 / 1e3, BLOCK_TIME.as_secs_f64() * BLOCKS_PER_ROUND);
+    println!("\nJoining a run of 15.7 M parameters, 3 miners and 1 validator, in round {started_in}");
+    println!("bytes of θ fetched: {bytes}; the same by one plain transfer: {plain:.2} s");
+    println!("from its start to the end of its first inner steps: {seconds:.1} s");
+    println!("1.3 × (bytes ÷ rate) + 1 round: {:.1} s; first applied in round {contributed}", 1.3 * plain + round);
+    swarm.assert_one_digest_a_round();
+}
+
+/// Seconds in which iroh-blobs alone brings as many bytes, while the swarm runs on.
+async fn plain_seconds(n_bytes: usize) -> f64 {
+    let (dir, secret) = (tempfile::tempdir().unwrap(), iroh::SecretKey::from_bytes(&[7; 32]));
+    let bytes = bytes::Bytes::from(vec![5; n_bytes]);
+    let served = plain::Served::start(secret.clone(), &dir.path().join("served"), bytes).await.unwrap();
+    let seconds = plain::fetch(&secret, served.address, served.hash, dir.path()).await.unwrap();
+    served.shutdown().await.unwrap();
+    seconds
 }
 
 fn state_bytes(line: &Line) -> u64 {
