@@ -4,7 +4,7 @@
 //! live network has is always there. What a block shows (its view) is kept for [`VIEWS_KEPT`] blocks, like the
 //! states of a node that is no archive, but longer than the 256 of those; older reads are refused.
 //!
-//! Faults are methods: whoever tests a node stalls, delays and drops here.
+//! Faults are methods: whoever tests a node stalls, delays and drops here, and forks (`forks`).
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,6 +19,7 @@ use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid, Weight};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
+use super::forks::FORK_DEPTH_MAX;
 use super::pool::{Pool, rejected};
 use super::store::{Store, Stored};
 use super::{BlockRef, ChainError, ChainFuture, ChainRead, ChainWrite, Commitments, HeadReader, HeadWatch, Heads};
@@ -96,6 +97,8 @@ impl View {
 
 pub(super) struct Chain {
     pub(super) ledger: Ledger,
+    /// The ledgers of the last blocks before the best, to fork from.
+    pub(super) roots: BTreeMap<u64, Ledger>,
     pub(super) views: BTreeMap<u64, View>,
     pub(super) pool: Pool,
     pub(super) is_stalled: bool,
@@ -108,6 +111,8 @@ pub(super) struct Shared {
     netuid: u16,
     pub(super) block_time: Duration,
     pub(super) finality_depth: u64,
+    /// Most blocks that a fork drops; none where the chain is kept in a file, which has one branch.
+    pub(super) fork_depth_max: u64,
     pub(super) pace: Pace,
     /// Opens what is locked on a chain where weights are committed first.
     pub(super) beacon: LocalBeacon,
@@ -141,7 +146,7 @@ pub fn development_genesis(netuid: u16, seed: u64) -> Genesis {
 
 /// A hosted chain. It goes on while the host, a reader or a writer of it is held.
 pub struct Host {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
 impl Host {
@@ -172,9 +177,11 @@ impl Host {
             netuid: ledger.netuid(),
             block_time: config.block_time,
             finality_depth: config.finality_depth,
+            fork_depth_max: if config.file.is_none() { FORK_DEPTH_MAX } else { 0 },
             pace: config.pace,
             chain: Mutex::new(Chain {
                 ledger,
+                roots: BTreeMap::new(),
                 views,
                 pool: Pool::default(),
                 is_stalled: false,
@@ -223,21 +230,29 @@ impl Host {
         if let Some(uid) = self.registered(&hotkey, stake) {
             return Ok(uid);
         }
-        let call = Call::DevRegister { netuid: self.shared.netuid, hotkey, stake: stake.0 };
-        let faucet = faucet();
-        let outcome = if self.shared.pace == Pace::OnDemand {
-            let sent = submit(&self.shared, &faucet, call);
+        let sent = self.sudo(Call::DevRegister { netuid: self.shared.netuid, hotkey, stake: stake.0 });
+        if self.shared.pace == Pace::OnDemand {
             self.mine(1).await?;
-            sent.await?
-        } else {
-            submit(&self.shared, &faucet, call).await?
-        };
+        }
+        let outcome = sent.await?;
         let uid = self.registered(&hotkey, Stake(0)).filter(|_| matches!(outcome, Outcome::Included { .. }));
         uid.ok_or(ChainError::Refused { outcome })
     }
 
+    /// Puts a call of the development chain's faucet, which may do what a subnet's owner may, into the pool; its fate comes with the
+    /// future, and it goes its way without whoever drops that.
+    pub fn sudo(&self, call: Call) -> ChainFuture<'static, Outcome> {
+        submit(&self.shared, &faucet(), call)
+    }
+
+    /// The subnet at the best block.
+    #[must_use]
+    pub fn metagraph(&self) -> Metagraph {
+        self.shared.chain().ledger.metagraph()
+    }
+
     fn registered(&self, hotkey: &Hotkey, stake: Stake) -> Option<Uid> {
-        let metagraph = self.shared.chain().ledger.metagraph();
+        let metagraph = self.metagraph();
         let neuron = metagraph.by_hotkey(hotkey).filter(|neuron| neuron.stake >= stake);
         neuron.filter(|neuron| neuron.permit || stake == Stake(0)).map(|neuron| neuron.uid)
     }
@@ -425,7 +440,7 @@ fn enter_pool(shared: &Shared, signer: &HotkeyPair, call: Call) -> Result<Result
         return Err(ChainError::Stopped);
     }
     let account = signer.hotkey();
-    let nonce = chain.ledger.nonce(&account) + chain.pool.count(&account);
+    let nonce = chain.pool.next_nonce(&account, chain.ledger.nonce(&account));
     let call = SignedCall::sign(signer, &shared.genesis, &chain.ledger.era(), nonce, call);
     // One that waits for those before it may be valid when its turn comes.
     if let Err(invalid) = chain.ledger.validate(&call)

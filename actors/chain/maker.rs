@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::{MissedTickBehavior, interval_at};
 use tracing::{debug, error};
 
-use super::host::{Pace, Shared, VIEWS_KEPT, View};
+use super::host::{Chain, Pace, Shared, View};
 use super::store::Store;
 use super::{BlockRef, ChainError, Heads};
 
@@ -25,8 +25,7 @@ pub(super) async fn make_block(shared: &Arc<Shared>) -> Result<BlockRef, ChainEr
             return Err(ChainError::Stopped);
         }
         let block = Block(chain.ledger.header().number.0 + 1);
-        let committed = chain.views.last_key_value().map(|(_, view)| Arc::clone(&view.commitments));
-        (chain.ledger.clone(), chain.pool.ready(block), committed)
+        (chain.ledger.clone(), chain.pool.ready(block), chain.committed())
     };
     let timestamp_ms = timestamp_ms(shared, ledger.header().timestamp_ms);
     ledger.follow(&shared.beacon, timestamp_ms);
@@ -37,20 +36,22 @@ pub(super) async fn make_block(shared: &Arc<Shared>) -> Result<BlockRef, ChainEr
 
     let mut chain = shared.chain();
     chain.pool.settle(&view.block, &receipts, &view.metagraph);
-    chain.ledger = ledger;
-    let best = view.block;
-    chain.views.insert(best.number.0, view);
-    while chain.views.len() as u64 > VIEWS_KEPT {
-        chain.views.pop_first();
-    }
+    let best = chain.install(ledger, view, shared.fork_depth_max);
+    tell(shared, &mut chain, best);
+    Ok(best)
+}
+
+/// Tells of a new best head, and of the final one behind it. Under the lock, so that the heads never run ahead of what can be read,
+/// nor the final one back.
+pub(super) fn tell(shared: &Shared, chain: &mut Chain, best: BlockRef) {
     let final_number = best.number.0.saturating_sub(shared.finality_depth);
     let stalled = chain.is_finality_stalled;
     let finalized = chain.views.get(&final_number).map(|view| view.block).filter(|_| !stalled);
-    // Under the lock, so that the heads never run ahead of what can be read, nor go back.
     let told = shared.heads.borrow().finalized;
     let finalized = finalized.filter(|block| block.number > told.number).unwrap_or(told);
+    let settled = finalized.number.max(chain.oldest_root());
+    chain.pool.forget(settled);
     shared.heads.send_replace(Heads { best, finalized });
-    Ok(best)
 }
 
 /// Writes the block where there is a file, on a thread that may block.
@@ -72,7 +73,8 @@ async fn persist(
     }
 }
 
-fn timestamp_ms(shared: &Shared, parent_ms: u64) -> u64 {
+/// When the block after one of this time is.
+pub(super) fn timestamp_ms(shared: &Shared, parent_ms: u64) -> u64 {
     match shared.pace {
         Pace::Real => now_ms(),
         Pace::Virtual | Pace::OnDemand => parent_ms.saturating_add(millis(shared.block_time)),

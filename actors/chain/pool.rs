@@ -1,9 +1,9 @@
 //! The pool: calls that wait for a block, and whoever waits for their fate.
 //!
 //! As on chain: flat priority, first come first served; nothing replaces a waiting call, only the end of its era
-//! removes it.
+//! removes it. A call in a block that a fork drops waits again, though whoever sent it was told of that block already.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use convoke::chain::{AccountId, Call, Invalid, Metagraph, Receipt, SignedCall, Verdict};
 use convoke::terms::{Block, Hotkey};
@@ -38,13 +38,18 @@ struct Waiting {
 #[derive(Default)]
 pub(super) struct Pool {
     waiting: Vec<Waiting>,
+    /// Calls in blocks that a fork may yet drop, each with its block, in the order of the chain.
+    included: VecDeque<(Block, SignedCall)>,
     faults: BTreeMap<Hotkey, CallFault>,
 }
 
 impl Pool {
-    /// How many calls of this account wait: what its next nonce is ahead of the chain's.
-    pub(super) fn count(&self, account: &AccountId) -> u64 {
-        self.waiting.iter().filter(|waiting| !waiting.is_lost && waiting.call.signer == *account).count() as u64
+    /// The nonce of the account's next call: the first from the chain's `next` on that no call which waits has. A fork may leave a
+    /// gap, and whoever comes next has to fill it.
+    pub(super) fn next_nonce(&self, account: &AccountId, next: u64) -> u64 {
+        let of_account = self.waiting.iter().filter(|waiting| !waiting.is_lost && waiting.call.signer == *account);
+        let taken: BTreeSet<u64> = of_account.map(|waiting| waiting.call.nonce).collect();
+        (next..).find(|nonce| !taken.contains(nonce)).unwrap_or(next)
     }
 
     /// What is to happen to this account's next call.
@@ -86,6 +91,9 @@ impl Pool {
             // A call that was forgotten on its way has no fate but its era's.
             let verdict = verdicts.get(&waiting.hash).filter(|_| !waiting.is_lost);
             let is_past = waiting.call.birth.saturating_add(waiting.call.period) <= block.number.0 + 1;
+            if let Some(Verdict::Included { .. }) = verdict {
+                self.included.push_back((block.number, waiting.call.clone()));
+            }
             match verdict.and_then(|verdict| outcome(verdict, &waiting.call, block, metagraph)) {
                 // Whoever stopped listening does not want to know.
                 Some(outcome) => drop(waiting.answer.send(outcome)),
@@ -95,9 +103,37 @@ impl Pool {
         }
     }
 
+    /// Forgets the calls of blocks up to this one: no fork drops it.
+    pub(super) fn forget(&mut self, block: Block) {
+        while self.included.front().is_some_and(|(at, _)| *at <= block) {
+            self.included.pop_front();
+        }
+    }
+
+    /// Takes back the calls of the blocks after `root`: they come before those that wait. A call that was born in a dropped block was
+    /// signed for a fork that is gone.
+    pub(super) fn rewind(&mut self, root: Block) {
+        let kept = self.included.iter().take_while(|(at, _)| *at <= root).count();
+        let again = self.included.split_off(kept).into_iter().map(|(_, call)| {
+            // Its sender was answered, and hears nothing more.
+            let (answer, _) = oneshot::channel();
+            Waiting { hash: call.hash(), call, not_before: Block(0), is_lost: false, answer }
+        });
+        let waiting = std::mem::take(&mut self.waiting);
+        for waiting in again.chain(waiting) {
+            if waiting.call.birth <= root.0 {
+                self.waiting.push(waiting);
+            } else {
+                let (code, custom, class) = (INVALID_TRANSACTION, None, Class::Transient);
+                drop(waiting.answer.send(Outcome::PoolRejected { code, custom, class }));
+            }
+        }
+    }
+
     /// Forgets every call; whoever waits hears that the chain stopped.
     pub(super) fn clear(&mut self) {
         self.waiting.clear();
+        self.included.clear();
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use convoke::chain::Genesis;
+use convoke::chain::{Call, Genesis};
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{Block, Hotkey, Stake, Uid, Weight};
 
@@ -235,6 +235,107 @@ async fn calls_are_delayed_dropped_and_unheard_when_a_test_says_so() {
     host.mine(1).await.unwrap();
     assert_eq!(dropped.await.unwrap(), Outcome::Expired);
     assert_eq!(included_at(&mined(&host, writer.commit(fields(5))).await), 70);
+}
+
+#[tokio::test]
+async fn a_fork_replaces_what_is_not_final_and_is_told_as_a_new_head() {
+    let host = on_demand();
+    let (reader, mut heads) = (host.reader(), host.reader().heads());
+    host.mine(5).await.unwrap();
+    let told = heads.borrow_and_update();
+    let hashes = async |numbers: [u64; 3]| {
+        let mut hashes = Vec::new();
+        for number in numbers {
+            hashes.push(reader.block_hash(Block(number)).await.unwrap().unwrap());
+        }
+        hashes
+    };
+    let before = hashes([3, 4, 5]).await;
+    let final_one = ChainError::Pruned { block: Block(2), oldest: Block(3) };
+    assert_eq!(host.fork(3, 0), Err(final_one), "what is final stays");
+    assert_eq!((heads.borrow(), hashes([3, 4, 5]).await), (told, before.clone()), "nothing has changed");
+
+    let best = host.fork(2, 0).unwrap();
+    heads.changed().await.unwrap();
+    assert_eq!((heads.borrow().best, heads.borrow().finalized), (best, told.finalized));
+    assert_eq!(best.number, told.best.number);
+    let after = hashes([3, 4, 5]).await;
+    assert_eq!(after[0], before[0]);
+    assert!(after[1] != before[1] && after[2] != before[2] && after[2] == best.hash);
+
+    // A longer branch moves the final head along, too.
+    let best = host.fork(1, 1).unwrap();
+    assert_eq!((best.number, heads.borrow().finalized.number), (Block(6), Block(4)));
+    assert_eq!(hashes([4, 5, 6]).await[0], after[1]);
+    assert_eq!(heads.borrow().finalized.hash, after[1]);
+    assert_eq!(host.mine(1).await.unwrap().number, Block(7));
+}
+
+#[tokio::test]
+async fn calls_of_a_dropped_block_wait_again_unless_they_were_made_on_one() {
+    let (host, writer) = with_neuron().await;
+    let reader = host.reader();
+    let committed = async |at: u64| {
+        let commitments = reader.commitments(Block(at)).await.unwrap();
+        commitments.get(&writer.hotkey()).map(|committed| (committed.block.0, committed.fields.clone()))
+    };
+    assert_eq!(included_at(&mined(&host, writer.commit(fields(1))).await), 2);
+    host.fork(1, 0).unwrap();
+    assert_eq!(committed(2).await, None);
+    host.mine(1).await.unwrap();
+    assert_eq!(committed(3).await, Some((3, fields(1))), "it was late by a block");
+
+    // Made on blocks 3 and 4; the fork drops 4 and 5.
+    assert_eq!(included_at(&mined(&host, writer.commit(fields(2))).await), 4);
+    assert_eq!(included_at(&mined(&host, writer.commit(fields(3))).await), 5);
+    let waiting = writer.commit(fields(4));
+    host.fork(2, 0).unwrap();
+    let refused = Outcome::PoolRejected { code: 1010, custom: None, class: Class::Transient };
+    assert_eq!(waiting.await.unwrap(), refused);
+    assert_eq!(committed(5).await, Some((3, fields(1))));
+    host.mine(1).await.unwrap();
+    assert_eq!(committed(6).await, Some((6, fields(2))));
+    // What was made on the lost branch is lost with it, and does not keep those after it waiting.
+    assert_eq!(included_at(&mined(&host, writer.commit(fields(5))).await), 7);
+    assert_eq!(committed(7).await, Some((7, fields(5))));
+}
+
+#[tokio::test]
+async fn a_call_that_a_fork_has_made_wait_again_keeps_its_place_before_newer_ones() {
+    let (host, writer) = with_neuron().await;
+    host.mine(2).await.unwrap();
+    assert_eq!(included_at(&mined(&host, writer.commit(fields(1))).await), 4);
+    host.fork(1, 0).unwrap();
+    let newer = writer.commit(fields(2));
+    host.mine(1).await.unwrap();
+    assert_eq!(included_at(&newer.await.unwrap()), 5);
+    let commitments = host.reader().commitments(Block(5)).await.unwrap();
+    assert_eq!(commitments[&writer.hotkey()].fields, fields(2));
+}
+
+#[tokio::test]
+async fn a_chain_that_is_kept_in_a_file_has_one_branch() {
+    let dir = tempfile::tempdir().unwrap();
+    let host = Host::start(&genesis(), kept(&dir.path().join("chain.redb"))).unwrap();
+    let best = host.mine(3).await.unwrap();
+    assert!(matches!(host.fork(1, 0), Err(ChainError::Pruned { .. })));
+    assert_eq!(host.reader().heads().borrow().best, best);
+}
+
+#[tokio::test]
+async fn the_faucet_fills_a_subnet_so_that_a_stranger_pushes_somebody_out() {
+    let host = on_demand();
+    for i in 1..=12 {
+        host.dev_register(pair(i).hotkey(), Stake(0)).await.unwrap();
+    }
+    // Past everybody's immunity.
+    host.mine(64).await.unwrap();
+    drop(host.sudo(Call::SudoTrimToMaxAllowedUids { netuid: NETUID, max_n: 12 }));
+    drop(host.sudo(Call::DevRegister { netuid: NETUID, hotkey: pair(90).hotkey(), stake: 0 }));
+    host.mine(1).await.unwrap();
+    let metagraph = host.metagraph();
+    assert_eq!((metagraph.neurons.len(), metagraph.by_hotkey(&pair(1).hotkey())), (12, None));
+    assert_eq!(metagraph.by_hotkey(&pair(90).hotkey()).map(|neuron| neuron.uid), Some(Uid(0)));
 }
 
 /// Whether the call has no fate yet.

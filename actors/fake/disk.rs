@@ -56,9 +56,20 @@ impl FakeDisk {
         self.image().is_full = is_full;
     }
 
+    /// Whether it is full: a process that is started on it now finds no room for its first write.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.image().is_full
+    }
+
     /// The process that replaces a file next dies while it does so: its fence falls. On a full disk it does not come to that.
     pub fn tear_next(&self, torn: Torn) {
         self.image().torn = Some(torn);
+    }
+
+    /// Takes back a [tear](Self::tear_next) that nobody has met.
+    pub fn tear_no_more(&self) {
+        self.image().torn = None;
     }
 
     /// Turns one bit of the files that are meant, and tells in which: all their bits are counted in the order of their paths, and
@@ -281,12 +292,26 @@ mod tests {
     }
 
     #[test]
+    fn a_tear_that_nobody_has_met_is_taken_back() {
+        let disk = FakeDisk::new();
+        let path = Path::new(DIR).join("file");
+        let (mounted, fence) = mounted(&disk);
+        disk.tear_next(Torn::Before(1));
+        assert_eq!(mounted.list(Path::new(DIR)).unwrap(), [""; 0], "only a write is torn");
+        disk.tear_no_more();
+        mounted.replace(&path, &[b"whole"]).unwrap();
+        assert_eq!((mounted.read(&path).unwrap(), fence.has_fallen()), (b"whole".to_vec(), false));
+    }
+
+    #[test]
     fn a_full_disk_keeps_what_it_has_and_takes_nothing_more() {
         let disk = FakeDisk::new();
         let (mounted, fence) = mounted(&disk);
         let (path, dir) = (Path::new(DIR).join("file"), Path::new(DIR).join("dir"));
         mounted.replace(&path, &[b"old"]).unwrap();
+        assert!(!disk.is_full());
         disk.set_full(true);
+        assert!(disk.is_full());
         disk.tear_next(Torn::After);
         assert_eq!(mounted.replace(&path, &[b"new"]).map_err(kind), Err(StorageFull));
         assert_eq!(mounted.create_dir_all(&dir).map_err(kind), Err(StorageFull));

@@ -57,8 +57,10 @@ pub struct Link {
     pub latency: Duration,
     /// How fast the bytes come; what one batch asks of one sender comes one after the other. Without it they come at once.
     pub bytes_per_second: Option<u64>,
-    /// Whether a bit is wrong in what comes: a damaged payload, or bytes of another state.
+    /// Whether a bit is wrong in what comes.
     pub is_corrupt: bool,
+    /// Whether who asks for a state gets another one: the sender's newest that is not it, or one that never was.
+    pub is_lying: bool,
     /// Whether the sender says nothing to this request.
     pub is_withheld: bool,
     /// Whether the answer comes twice. The second one finds nobody who waits for it: it costs its bytes.
@@ -72,6 +74,7 @@ impl Default for Link {
             latency: LATENCY,
             bytes_per_second: None,
             is_corrupt: false,
+            is_lying: false,
             is_withheld: false,
             repeats: false,
         }
@@ -211,6 +214,11 @@ impl Wires {
             None => Err(FetchError::NotFound),
         };
         Some(process.judge(asker, hash).and_then(find))
+    }
+
+    /// Another state than that of this hash which an endpoint holds.
+    fn other_state(&self, holder: EndpointId, hash: &[u8; 32]) -> Option<Bytes> {
+        self.places().get(&holder)?.shelf.other_state(hash).cloned()
     }
 
     /// Whether a process is still the one that answers at its endpoint.

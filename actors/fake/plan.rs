@@ -4,140 +4,63 @@
 //! SPEC   = item (',' item)*
 //! item   = 'none' | 'mixed' | KIND '=' RATE | PART '=' SHARE | 'hostile' '=' SHARE | script
 //! script = who '@' round [':' point] '=' KIND ['~' blocks]
-//! who    = number of a node | 'chain'
+//! who    = node | node '-' node | node '>' node | 'leader' | 'chain'
+//! point  = PHASE | ACTOR '.' POINT ['.done'] | EDGE
 //! ```
+//! | kinds | who | point |
+//! |---|---|---|
+//! | `die` | a node, nodes, the leader | a phase: as it begins; a point of an actor: in its work, or with `.done` right after it |
+//! | `panic`, `hang`, `slow` | a node, nodes, the leader | a point of an actor |
+//! | all others of a node | a node, nodes, the leader | none |
+//! | `partition` | a node, or nodes, against the rest | none |
+//! | `unlink` | what the one sends to the other | none |
+//! | `lose-leader` | the leader: the validator with the most stake | a phase |
+//! | `fork` | the chain | an edge: `sealed-by`, `reveal`, `gather-until`, `manifest-at`; at once without |
+//! | all others of the chain | the chain | none |
 //!
-//! Rates are per node and round, those of the chain per round. They become a list of single faults before the run begins, so
-//! that a run is a function of its seed, its cast and its list: a failure is made smaller by taking faults out of the list. What is drawn
-//! leaves [`CALM_ROUNDS`] of every [`EPISODE_ROUNDS`] alone, in which all that was broken must come back.
+//! Rates are per node and round, those of the chain, of the leader and of partitions per round. They become a list of single faults
+//! before the run begins, so that a run is a function of its seed, its cast and its list: a failure is made smaller by taking faults out
+//! of the list. What is drawn leaves [`CALM_ROUNDS`] of every [`EPISODE_ROUNDS`] alone, in which all that was broken must come back.
+//! What takes slots away needs rounds to heal, and neurons that earn: it is drawn early in an episode, and not in the first one.
+
+mod kind;
+#[cfg(test)]
+mod tests;
 
 use std::fmt;
 use std::str::FromStr;
 
-use convoke::round::Role;
+use convoke::round::{Phase, Role};
 use convoke::terms::Round;
 
 use super::cast::Cast;
 use super::chance::Chance;
+use crate::leaf::Leaf;
+
+pub use self::kind::{Kind, N_KINDS, Reach};
 
 /// Rounds of trouble and the calm after it.
 pub const EPISODE_ROUNDS: u64 = 20;
 /// The calm ones, last.
 pub const CALM_ROUNDS: u64 = 6;
+/// The first rounds of an episode, in which slots may change hands.
+const SLOT_ROUNDS: u64 = 8;
+/// Of so many nodes one at most is parted from the others.
+const PARTED_OF: usize = 4;
 
-/// What goes wrong.
+/// Whom a fault happens to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Kind {
-    /// The process dies at the beginning of a phase, and is started again after some blocks.
-    Die,
-    /// An actor panics.
-    Panic,
-    /// An actor, or its bench, never goes on.
-    Hang,
-    /// An actor's work takes many times as long in this round.
-    Slow,
-    /// No peer is reached, nor reaches the node.
-    Cut,
-    /// A part of what is asked of the node or by it gets lost.
-    Loss,
-    /// The node answers no request for its own payload.
-    Withhold,
-    /// The node's payload arrives with another bit.
-    Corrupt,
-    /// The node's disk is full.
-    DiskFull,
-    /// One bit of θ is another after the outer step.
-    Flip,
-    /// The node's next call is held back.
-    DelayCall,
-    /// The node's next call is in no block.
-    DropCall,
-    /// The node's next call is in a block, and nobody tells it.
-    LoseAnswer,
-    /// No blocks are made.
-    Stall,
-    /// No blocks become final.
-    StallFinality,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 15] = [
-        Self::Die,
-        Self::Panic,
-        Self::Hang,
-        Self::Slow,
-        Self::Cut,
-        Self::Loss,
-        Self::Withhold,
-        Self::Corrupt,
-        Self::DiskFull,
-        Self::Flip,
-        Self::DelayCall,
-        Self::DropCall,
-        Self::LoseAnswer,
-        Self::Stall,
-        Self::StallFinality,
-    ];
-
-    /// The name in a spec.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Die => "die",
-            Self::Panic => "panic",
-            Self::Hang => "hang",
-            Self::Slow => "slow",
-            Self::Cut => "cut",
-            Self::Loss => "loss",
-            Self::Withhold => "withhold",
-            Self::Corrupt => "corrupt",
-            Self::DiskFull => "disk-full",
-            Self::Flip => "flip",
-            Self::DelayCall => "delay-call",
-            Self::DropCall => "drop-call",
-            Self::LoseAnswer => "lose-answer",
-            Self::Stall => "stall",
-            Self::StallFinality => "stall-finality",
-        }
-    }
-
-    /// Whether it is the chain's and no node's.
-    #[must_use]
-    pub fn is_of_chain(self) -> bool {
-        matches!(self, Self::Stall | Self::StallFinality)
-    }
-
-    /// How often it happens in the mixed run, a node (or the chain) and round.
-    fn mixed_rate(self) -> f64 {
-        match self {
-            Self::Die => 0.004,
-            Self::Panic => 0.006,
-            Self::Hang | Self::Slow | Self::Withhold | Self::Corrupt | Self::DiskFull => 0.001,
-            Self::Cut | Self::Loss => 0.002,
-            Self::Flip => 0.000_5,
-            Self::DelayCall | Self::DropCall | Self::LoseAnswer => 0.002,
-            Self::Stall => 0.01,
-            Self::StallFinality => 0.01,
-        }
-    }
-
-    /// Blocks it lasts: at least, and how many more at most.
-    fn blocks(self) -> (u64, u64) {
-        match self {
-            Self::Die => (1, 24),
-            Self::Cut | Self::Loss | Self::DiskFull => (4, 16),
-            Self::Stall | Self::StallFinality => (2, 12),
-            Self::DelayCall => (1, 4),
-            _ => (0, 0),
-        }
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
+pub enum Who {
+    /// A node.
+    Node(usize),
+    /// The nodes from the first to the second of these.
+    Nodes(usize, usize),
+    /// What the first node sends to the second.
+    Link(usize, usize),
+    /// The validator with the most stake, whoever it is.
+    Leader,
+    /// The chain.
+    Chain,
 }
 
 /// One fault.
@@ -145,14 +68,38 @@ impl fmt::Display for Kind {
 pub struct Planned {
     /// From which round on; where the point comes only later, there.
     pub round: Round,
-    /// Which node; the chain otherwise.
-    pub node: Option<usize>,
-    /// Where in the round: a phase, or an actor and its point; empty where the kind needs none.
+    /// To whom it happens.
+    pub who: Who,
+    /// Where in the round: a phase, an actor and its point, or an edge; empty where the kind needs none.
     pub point: String,
     /// What.
     pub kind: Kind,
     /// For how many blocks, where it lasts.
     pub blocks: u64,
+}
+
+impl Planned {
+    /// The node, where it is one.
+    #[must_use]
+    pub fn node(&self) -> Option<usize> {
+        match self.who {
+            Who::Node(node) => Some(node),
+            _ => None,
+        }
+    }
+}
+
+impl Who {
+    /// What draws about it are keyed by.
+    #[must_use]
+    pub fn key(self) -> u64 {
+        match self {
+            Self::Node(node) => node as u64,
+            Self::Nodes(first, last) | Self::Link(first, last) => ((first as u64 + 1) << 32) | last as u64,
+            Self::Leader => u64::MAX - 1,
+            Self::Chain => u64::MAX,
+        }
+    }
 }
 
 /// Why a spec is refused.
@@ -203,12 +150,22 @@ impl FaultSpec {
         let chance = Chance::new(seed);
         let mut plan = self.script.clone();
         for (kind, rate) in &self.rates {
-            for round in (1..ground.rounds).filter(|round| round % EPISODE_ROUNDS < EPISODE_ROUNDS - CALM_ROUNDS) {
+            for round in (1..ground.rounds).filter(|round| may_be_in(*kind, *round)) {
                 plan.extend(drawn(chance, *kind, *rate, Round(round), ground));
             }
         }
         plan.sort();
         plan
+    }
+}
+
+/// Whether a kind may be drawn in a round.
+fn may_be_in(kind: Kind, round: u64) -> bool {
+    let of_episode = round % EPISODE_ROUNDS;
+    if kind.is_of_slots() {
+        round >= EPISODE_ROUNDS && of_episode < SLOT_ROUNDS
+    } else {
+        of_episode < EPISODE_ROUNDS - CALM_ROUNDS
     }
 }
 
@@ -219,57 +176,54 @@ fn drawn<'a>(
     round: Round,
     ground: &'a Ground<'_>,
 ) -> impl Iterator<Item = Planned> + 'a {
-    let nodes = if kind.is_of_chain() { 0..1 } else { 0..ground.roles.len() };
+    let nodes = if kind.is_drawn_once() { 0..1 } else { 0..ground.roles.len() };
     nodes.filter_map(move |node| {
         let which = [kind as u64, round.0, node as u64];
-        let of_chain = kind.is_of_chain();
-        if (!of_chain && !ground.disturbed[node]) || chance.share("fault", &which) >= rate {
+        let may_be = kind.is_drawn_once() || (ground.disturbed[node] && kind.suits(ground.roles[node]));
+        if !may_be || chance.share("fault", &which) >= rate {
             return None;
         }
         let (least, more) = kind.blocks();
         let blocks = least + chance.below(more as usize + 1, "blocks", &which) as u64;
-        let points = points(kind, ground.roles[node]);
+        let points = kind.points(ground.roles[node]);
         let point = points.get(chance.below(points.len(), "point", &which)).copied().unwrap_or_default();
-        Some(Planned { round, node: (!of_chain).then_some(node), point: point.to_owned(), kind, blocks })
+        let who = drawn_who(chance, kind, node, ground.roles.len(), &which);
+        Some(Planned { round, who, point: point.to_owned(), kind, blocks })
     })
 }
 
-/// Where a kind of fault may strike.
-fn points(kind: Kind, role: Role) -> Vec<&'static str> {
-    const MINER: [&str; 3] = ["inner-steps", "compressing", "sealing"];
-    const ALL: [&str; 6] = ["awaiting-reveal", "gathering", "awaiting-manifest", "deciding", "outer-step", "saving"];
-    const MINER_WORK: [&str; 4] =
-        ["gpu-worker.inner-steps", "compressor.compress", "peer-sync.publish", "chain-writer.seal"];
-    const VALIDATOR_WORK: [&str; 5] =
-        ["gpu-worker.evaluate", "gauntlet.propose", "gauntlet.plan", "gauntlet.rate", "chain-writer.vote"];
-    const WORK: [&str; 9] = [
-        "gpu-worker.load",
-        "gpu-worker.save",
-        "compressor.outer-step",
-        "compressor.save",
-        "peer-sync.gather",
-        "peer-sync.admit",
-        "gauntlet.check",
-        "round-clock.head",
-        "round-clock.deciding",
-    ];
-    let (miner, validator, all): (&[&str], &[&str], &[&str]) = match kind {
-        Kind::Die => (&MINER, &[], &ALL),
-        Kind::Panic | Kind::Hang => (&MINER_WORK, &VALIDATOR_WORK, &WORK),
-        Kind::Slow => (&["gpu-worker.inner-steps"], &["gauntlet.check"], &["compressor.outer-step"]),
-        _ => (&[], &[], &[]),
-    };
-    let miner = miner.iter().filter(|_| role.mines());
-    let validator = validator.iter().filter(|_| role.validates());
-    miner.chain(validator).chain(all).copied().collect()
+fn drawn_who(chance: Chance, kind: Kind, node: usize, n_nodes: usize, which: &[u64]) -> Who {
+    match kind.reach() {
+        Reach::Node => Who::Node(node),
+        Reach::Chain => Who::Chain,
+        Reach::Leader => Who::Leader,
+        // Never the node itself, unless it is alone.
+        Reach::Link => {
+            Who::Link(node, (node + 1 + chance.below(n_nodes.saturating_sub(1), "to", which)) % n_nodes.max(1))
+        }
+        Reach::Set => {
+            let first = chance.below(n_nodes, "from", which);
+            let more = chance.below(n_nodes / PARTED_OF, "parted", which);
+            Who::Nodes(first, (first + more).min(n_nodes.saturating_sub(1)))
+        }
+    }
+}
+
+impl fmt::Display for Who {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "{node}"),
+            Self::Nodes(first, last) => write!(f, "{first}-{last}"),
+            Self::Link(from, to) => write!(f, "{from}>{to}"),
+            Self::Leader => f.write_str("leader"),
+            Self::Chain => f.write_str("chain"),
+        }
+    }
 }
 
 impl fmt::Display for Planned {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.node {
-            Some(node) => write!(f, "{node}@{}", self.round.0)?,
-            None => write!(f, "chain@{}", self.round.0)?,
-        }
+        write!(f, "{}@{}", self.who, self.round.0)?;
         if !self.point.is_empty() {
             write!(f, ":{}", self.point)?;
         }
@@ -320,66 +274,69 @@ fn read_kind(text: &str) -> Result<Kind, &'static str> {
     Kind::ALL.into_iter().find(|kind| kind.name() == text).ok_or("there is no such kind")
 }
 
-
 fn read_script(item: &str) -> Result<Planned, &'static str> {
     let (place, what) = item.split_once('=').ok_or("what happens is missing")?;
     let (who, when) = place.split_once('@').ok_or("who is missing")?;
     let (round, point) = when.split_once(':').unwrap_or((when, ""));
     let (kind, blocks) = what.split_once('~').unwrap_or((what, "0"));
-    let kind = read_kind(kind)?;
-    let node = match who {
-        "chain" => None,
-        node => Some(node.parse().map_err(|_| "who it is about is a node's number, or chain")?),
-    };
-    if kind.is_of_chain() != node.is_none() {
-        return Err("that does not happen to it");
-    }
+    let (kind, who) = (read_kind(kind)?, read_who(who)?);
+    check_reach(kind, who)?;
+    check_point(kind, point)?;
     Ok(Planned {
         round: Round(round.parse().map_err(|_| "the round is a number")?),
-        node,
+        who,
         point: point.to_owned(),
         kind,
         blocks: blocks.parse().map_err(|_| "the blocks are a number")?,
     })
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const ROLES: [Role; 4] = [Role::Validator, Role::Miner, Role::Miner, Role::Miner];
-
-    fn ground(rounds: u64) -> Ground<'static> {
-        Ground { roles: &ROLES, rounds, disturbed: &[true; 4] }
-    }
-
-    #[test]
-    fn a_drawn_plan_is_read_back_as_it_was_written() {
-        let spec: FaultSpec = "mixed".parse().unwrap();
-        let plan = spec.plan(3, &ground(2000));
-        assert!(plan.len() > 100, "{}", plan.len());
-        assert_eq!(written(&plan, &Cast::default()).parse::<FaultSpec>().unwrap().plan(99, &ground(2000)), plan);
-        assert_eq!(spec.plan(3, &ground(2000)), plan);
-        assert_ne!(spec.plan(4, &ground(2000)), plan);
-    }
-
-    #[test]
-    fn every_kind_is_drawn_and_none_in_the_calm() {
-        let spec: FaultSpec = "mixed".parse().unwrap();
-        let plan = spec.plan(1, &ground(20_000));
-        for kind in Kind::ALL {
-            assert!(plan.iter().any(|planned| planned.kind == kind), "{kind}");
+fn read_who(text: &str) -> Result<Who, &'static str> {
+    let node = |text: &str| {
+        let node: Option<u32> = text.parse().ok();
+        node.map(|node| node as usize).ok_or("who it is about is a node's number, FIRST-LAST, FROM>TO, leader or chain")
+    };
+    match text {
+        "chain" => Ok(Who::Chain),
+        "leader" => Ok(Who::Leader),
+        _ => {
+            if let Some((from, to)) = text.split_once('>') {
+                return Ok(Who::Link(node(from)?, node(to)?));
+            }
+            let Some((first, last)) = text.split_once('-') else { return node(text).map(Who::Node) };
+            let (first, last) = (node(first)?, node(last)?);
+            if first <= last { Ok(Who::Nodes(first, last)) } else { Err("of the nodes the first comes first") }
         }
-        assert!(plan.iter().all(|planned| planned.round.0 % EPISODE_ROUNDS < EPISODE_ROUNDS - CALM_ROUNDS));
     }
+}
 
-    #[test]
-    fn what_cannot_be_read_is_named() {
-        for text in ["die", "die=2", "explode=0.1", "x@3=die", "3@x=die", "chain@3=die", "3@4=stall", "3@4=die~x", ""] {
-            let refused = text.parse::<FaultSpec>().unwrap_err().to_string();
-            assert!(refused.contains(text), "{refused}");
+/// Whether the kind happens to such as these.
+fn check_reach(kind: Kind, who: Who) -> Result<(), &'static str> {
+    let fits = match kind.reach() {
+        Reach::Node => matches!(who, Who::Node(_) | Who::Nodes(..) | Who::Leader),
+        Reach::Set => matches!(who, Who::Node(_) | Who::Nodes(..)),
+        Reach::Link => matches!(who, Who::Link(..)),
+        Reach::Leader => who == Who::Leader,
+        Reach::Chain => who == Who::Chain,
+    };
+    if fits { Ok(()) } else { Err("that does not happen to it") }
+}
+
+/// Whether the kind can strike there.
+fn check_point(kind: Kind, point: &str) -> Result<(), &'static str> {
+    let is_of_actor =
+        point.split_once('.').is_some_and(|(leaf, point)| Leaf::NAMES.contains(&leaf) && !point.is_empty());
+    let is_phase = Phase::NAMES.contains(&point);
+    match kind {
+        Kind::Hang if point == "gpu-worker.mid-inner-steps" => {
+            Err("there the work itself would wait, and with it the only thread there is: take gpu-worker.inner-steps")
         }
-        let spec: FaultSpec = "die=0.5, 3@12:sealing=die~4,chain@40=stall~8".parse().unwrap();
-        assert_eq!(written(&spec.script, &spec.cast), "3@12:sealing=die~4,chain@40=stall~8");
+        Kind::Die if !is_phase && !is_of_actor => Err("it needs a phase, or ACTOR.POINT"),
+        Kind::LoseLeader if !is_phase => Err("it needs a phase"),
+        Kind::Panic | Kind::Hang | Kind::Slow if !is_of_actor => Err("it needs ACTOR.POINT"),
+        Kind::Fork if !point.is_empty() && !kind::EDGES.contains(&point) => {
+            Err("a fork's point is an edge: sealed-by, reveal, gather-until or manifest-at")
+        }
+        _ => Ok(()),
     }
 }

@@ -13,7 +13,7 @@ use convoke::terms::EndpointId;
 use iroh_blobs::Hash;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Port, Process, Served};
+use super::{Link, Port, Process, Served};
 use crate::pages::Pages;
 use crate::peer_sync::fetch::{ADMISSION_PATIENCE, FetchError, Fetched, RETRY_PAUSE_MIN, SizeRule, Want, retry_pause};
 use crate::peer_sync::gate::Reveal;
@@ -300,7 +300,7 @@ impl<'a> Batch<'a> {
         if let Err(error) = search.want.size.check(bytes.len() as u64) {
             return Answer { at: answer_at, outcome: Err(error) };
         }
-        let bytes = if link.is_corrupt { corrupted(&bytes) } else { bytes };
+        let bytes = self.as_sent(&link, id, &search.want, bytes);
         let n_bytes = (bytes.len() as u64).saturating_sub(search.received);
         let sent = Sent { holder: chosen, sender, n_bytes, n_copies: 1 + u64::from(link.repeats) };
         let is_right = *blake3::hash(&bytes).as_bytes() == hash;
@@ -325,6 +325,15 @@ impl<'a> Batch<'a> {
                 Answer { at: done, outcome: Err(error) }
             }
         }
+    }
+
+    /// What a holder sends for what it holds.
+    fn as_sent(&self, link: &Link, holder: EndpointId, want: &Want, bytes: Bytes) -> Bytes {
+        if link.is_lying && want.label.kind == Kind::State {
+            let other = self.port.wires.other_state(holder, want.hash.as_bytes());
+            return other.unwrap_or_else(|| corrupted(&bytes));
+        }
+        if link.is_corrupt { corrupted(&bytes) } else { bytes }
     }
 
     /// Counts what has come of a blob that is what was wanted.

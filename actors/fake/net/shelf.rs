@@ -35,6 +35,12 @@ impl Shelf {
         self.blobs.get(hash).map(|held| &held.bytes)
     }
 
+    /// The newest state that is not this one.
+    pub fn other_state(&self, hash: &[u8; 32]) -> Option<&Bytes> {
+        let (_, other) = self.states.iter().rev().find(|(_, state)| state != hash)?;
+        self.find(other)
+    }
+
     pub fn len(&self) -> usize {
         self.blobs.len()
     }

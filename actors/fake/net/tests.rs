@@ -384,3 +384,29 @@ async fn the_newest_two_states_are_kept() {
     let why = scene.node(1).bring_state(want, Instant::now() + LONG).await.unwrap_err();
     assert!(why.contains("refused"), "{why}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_lies_about_states_brings_another_one_and_true_payloads() {
+    let scene = Scene::of(4).await;
+    let (older, (state, digest)) = (theta(1), theta(2));
+    scene.node(0).keep_state(Arc::clone(&older.0), Round(7), older.1).await.unwrap();
+    for node in [0, 1] {
+        scene.node(node).keep_state(Arc::clone(&state), Round(8), digest).await.unwrap();
+    }
+    let payload = content(100, 1);
+    scene.node(0).publish(payload.clone(), label(8, Reveal::Always)).await.unwrap();
+    scene.links.set(0, Link { is_lying: true, ..Link::default() });
+
+    assert_eq!(fetch(scene.node(2), want(&payload, &[0]), SECOND).await.outcome, Ok(payload));
+    let want = |holders: &[u8]| {
+        let holders = holders.iter().map(|number| id(*number)).collect();
+        ThetaWant { round: Round(8), digest, n_values: 100, holders }
+    };
+    // What comes is a whole state of the run, and another one.
+    let why = scene.node(2).bring_state(want(&[0]), Instant::now() + LONG).await.unwrap_err();
+    assert!(why.contains("other bytes; 0 of 400 bytes came, 1 holders lied"), "{why}");
+    let served = scene.served(0);
+    assert_eq!(served, 100 + 400);
+    let brought = scene.node(2).bring_state(want(&[0, 1]), Instant::now() + LONG).await.unwrap();
+    assert_eq!((&brought.theta[..], brought.corrupt), (&state[..], vec![id(0)]));
+}
