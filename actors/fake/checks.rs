@@ -3,13 +3,21 @@
 //! - **R-1**: all nodes that completed a round have the same digest.
 //! - **R-2**: a round ends in exactly one of outer step and null round, on every node, and again after a restart.
 //! - **R-3**: no node ever ends for a fault.
-//! - **R-4**: a node that has found itself off the agreed digest seals nothing before it is back on it.
+//! - **R-4**: a node that has found itself off the agreed digest seals nothing that is made from another θ than the agreed one.
+//! - **C-1**: nothing is lost in the error feedback ([`conservation`]).
+//! - **C-2**, **C-3**: one content has one encoding, and every parser stands what it is given ([`codec`]).
+//! - **Bounds**: nothing grows with the rounds ([`bounds`]).
 //! - **Reasons**: what an honest node sealed is refused by an honest validator only for what was done to one of the two.
 //! - **Liveness**: in the calm after trouble every node completes rounds again.
 
+pub mod bounds;
+pub mod codec;
+pub mod conservation;
+
 use std::collections::BTreeMap;
 
-use convoke::terms::{Digest, Hotkey, Round};
+use convoke::chain::Seal;
+use convoke::terms::{Block, Digest, Hotkey, ManifestHash, Round};
 
 use crate::events::{Event, Line};
 
@@ -22,6 +30,12 @@ pub struct Violation {
     pub round: Round,
     /// What was seen.
     pub what: String,
+}
+
+/// Who hears of what must not be, from those who look beside the events.
+pub trait Found: Send + Sync {
+    /// It was seen.
+    fn found(&self, violation: Violation);
 }
 
 /// How the one reason begins for which an honest payload may be refused because of what happened on the way: bytes that are not
@@ -39,6 +53,10 @@ pub struct Checks {
     ends: BTreeMap<Round, (Option<Digest>, usize)>,
     /// Uids in each round's manifest.
     contributions: BTreeMap<Round, usize>,
+    /// The newest manifest that a node has said to have, and which node.
+    manifest: Option<(Round, ManifestHash, usize)>,
+    /// θ of the first round, as the first seal says.
+    first_base: Option<Digest>,
     /// Why how many payloads of honest nodes were refused.
     refused: BTreeMap<String, u64>,
     violations: Vec<Violation>,
@@ -48,7 +66,8 @@ pub struct Checks {
 struct Node {
     is_honest: bool,
     completed: Option<Round>,
-    is_off: bool,
+    /// The block at which it has found itself off the agreed digest, until it is back or has forgotten that.
+    off_since: Option<Block>,
     /// A bit of its θ was changed on purpose, and it has not yet come back to the agreed one.
     is_tampered: bool,
 }
@@ -63,6 +82,8 @@ impl Checks {
             from,
             ends: BTreeMap::new(),
             contributions: BTreeMap::new(),
+            manifest: None,
+            first_base: None,
             refused: BTreeMap::new(),
             violations: Vec::new(),
         }
@@ -80,16 +101,18 @@ impl Checks {
                 self.contributions.insert(round, contributors.len());
             }
             Event::NullRound { .. } => self.ended(node, round, None),
-            Event::DigestMismatch { .. } => self.nodes[node].is_off = true,
+            Event::Manifest { manifest, .. } if self.manifest.is_none_or(|(newest, ..)| newest < round) => {
+                self.manifest = Some((round, *manifest, node));
+            }
+            Event::DigestMismatch { .. } => {
+                self.nodes[node].off_since.get_or_insert(line.block.unwrap_or_default());
+            }
             // Who starts again may have saved what was tampered with.
-            Event::NodeStarted { .. } => self.nodes[node].is_off = false,
+            Event::NodeStarted { .. } => self.nodes[node].off_since = None,
             Event::ResyncDone { .. } => {
-                (self.nodes[node].is_off, self.nodes[node].is_tampered) = (false, false);
+                (self.nodes[node].off_since, self.nodes[node].is_tampered) = (None, false);
             }
             Event::FaultInjected { fault, .. } if fault == "flip" => self.nodes[node].is_tampered = true,
-            Event::Sealed { sealed_at, .. } if self.nodes[node].is_off && sealed_at.0 > 0 => {
-                self.violated("R-4", round, format!("node {node} is off the agreed digest and seals"));
-            }
             Event::BudgetSpent { actor, .. } => {
                 self.violated("R-3", round, format!("node {node} ends because its {actor} has died too often"));
             }
@@ -99,7 +122,7 @@ impl Checks {
     }
 
     fn ended(&mut self, node: usize, round: Round, end: Option<Digest>) {
-        if round < self.from || self.nodes[node].is_tampered {
+        if round < self.from || (self.nodes[node].is_tampered && !self.is_back(node, round, end)) {
             return;
         }
         let (agreed, first) = *self.ends.entry(round).or_insert((end, node));
@@ -112,6 +135,50 @@ impl Checks {
         }
         let state = &mut self.nodes[node];
         state.completed = state.completed.max(Some(round));
+    }
+
+    /// A crash may have lost what was tampered with: an outer step onto what the others have says so, without any resync.
+    fn is_back(&mut self, node: usize, round: Round, end: Option<Digest>) -> bool {
+        let is_back = end.is_some() && self.ends.get(&round).is_some_and(|(agreed, _)| *agreed == end);
+        self.nodes[node].is_tampered &= !is_back;
+        is_back
+    }
+
+    /// Looks at a seal as the chain has it in the last block of its round, committed in this block.
+    ///
+    /// The events do not do for R-4: they also tell of a seal when a node that catches up meets it in a manifest, and do not say what
+    /// it stands on.
+    pub fn seal(&mut self, hotkey: &Hotkey, seal: &Seal, committed_in: Block) {
+        let Some(&node) = self.uids.get(hotkey) else { return };
+        let Node { is_honest, off_since, is_tampered, .. } = self.nodes[node];
+        let does_not_know = is_tampered && off_since.is_none_or(|since| committed_in <= since);
+        if !is_honest || does_not_know {
+            return;
+        }
+        let Some(agreed) = self.base_of(seal.round) else { return };
+        let agreed = agreed.unwrap_or_else(|| *self.first_base.get_or_insert(seal.base));
+        if agreed != seal.base {
+            let what = format!("node {node} seals what is made from {:?}, agreed is {agreed:?}", seal.base);
+            self.violated("R-4", seal.round, what);
+        }
+    }
+
+    /// The digest of θ in a round, if it is known that the round before it is over; none if no outer step was seen before it.
+    fn base_of(&self, round: Round) -> Option<Option<Digest>> {
+        let is_known = round <= self.from || self.ends.contains_key(&Round(round.0 - 1));
+        is_known.then(|| self.ends.range(..round).rev().find_map(|(_, (end, _))| *end))
+    }
+
+    /// The newest manifest that an honest node has, and which node.
+    #[must_use]
+    pub fn newest_manifest(&self) -> Option<(Round, ManifestHash, usize)> {
+        self.manifest
+    }
+
+    /// Something that was seen beside the events.
+    pub fn found(&mut self, violation: Violation) {
+        let Violation { rule, round, what } = violation;
+        self.violated(rule, round, what);
     }
 
     fn rejected(&mut self, node: usize, round: Round, hotkey: Hotkey, reason: &str) {
@@ -194,23 +261,86 @@ mod tests {
         assert_eq!(seen(&[(0, 1, step(1)), (1, 1, step(2))]), Some("R-1"));
         assert_eq!(seen(&[(0, 1, step(1)), (1, 1, null())]), Some("R-2"));
         assert_eq!(seen(&[(0, 1, step(1)), (2, 1, step(9))]), None, "what attackers say is theirs");
-        let off = Event::DigestMismatch { own: Digest([1; 32]), agreed: Digest([2; 32]) };
-        let sealed = Event::Sealed {
-            payload: convoke::terms::PayloadHash([0; 32]),
-            bytes: 1,
-            ratio: 1.0,
-            inner_steps: 2,
-            sealed_at: convoke::terms::Block(1),
-        };
-        assert_eq!(seen(&[(0, 1, off.clone()), (0, 2, sealed.clone())]), Some("R-4"));
-        let back = Event::ResyncDone { digest: Digest([2; 32]), seconds: 1.0 };
-        assert_eq!(seen(&[(0, 1, off), (0, 2, back), (0, 2, sealed)]), None);
         let spent = Event::BudgetSpent { actor: "compressor".to_owned(), restarts: 6 };
         assert_eq!(seen(&[(1, 1, spent)]), Some("R-3"));
         let rejected =
             |key, reason: &str| Event::Rejected { uid: None, hotkey: Hotkey([key; 32]), reason: reason.to_owned() };
         assert_eq!(seen(&[(0, 1, rejected(2, "copy"))]), Some("reasons"));
         assert_eq!(seen(&[(0, 1, rejected(2, "nobody delivered the payload")), (0, 1, rejected(3, "copy"))]), None);
+    }
+
+    fn seal(round: u64, base: u8) -> Seal {
+        Seal {
+            round: Round(round),
+            payload: convoke::terms::PayloadHash([1; 32]),
+            transport: convoke::terms::TransportHash([2; 32]),
+            transport_bytes: 300,
+            base: Digest([base; 32]),
+            holding: [0; 16],
+        }
+    }
+
+    /// What is said of a seal of node 0 in block 40, in round 2, whose θ has the digest 1.
+    fn seen_of_seal(base: u8, before: &[Event]) -> Option<&'static str> {
+        let mut checks = Checks::new(&[1, 2].map(|key| (Hotkey([key; 32]), true)), Round(0));
+        (0..2).for_each(|node| checks.event(node, &line(1, step(1))));
+        before.iter().for_each(|event| checks.event(0, &Line { block: Some(Block(30)), ..line(2, event.clone()) }));
+        checks.seal(&Hotkey([1; 32]), &seal(2, base), Block(40));
+        checks.first_violation().map(|violation| violation.rule)
+    }
+
+    #[test]
+    fn whoever_knows_to_be_off_seals_only_what_is_made_from_the_agreed_theta() {
+        let flip = |fault: &str| Event::FaultInjected {
+            actor: "compressor".to_owned(),
+            phase: "outer-step".to_owned(),
+            fault: fault.to_owned(),
+        };
+        let off = Event::DigestMismatch { own: Digest([9; 32]), agreed: Digest([1; 32]) };
+        let back = Event::ResyncDone { digest: Digest([1; 32]), seconds: 1.0 };
+        assert_eq!([1, 9].map(|base| seen_of_seal(base, &[])), [None, Some("R-4")]);
+        assert_eq!(seen_of_seal(9, &[flip("flip")]), None, "it cannot know");
+        assert_eq!([1, 9].map(|base| seen_of_seal(base, &[flip("flip"), off.clone()])), [None, Some("R-4")]);
+        assert_eq!(seen_of_seal(9, &[flip("flip"), off, back]), Some("R-4"));
+        assert_eq!(seen_of_seal(9, &[flip("panic")]), Some("R-4"));
+        // A seal that was there before is none of this.
+        let mut checks = Checks::new(&[(Hotkey([1; 32]), true)], Round(0));
+        checks.event(0, &line(1, step(1)));
+        let off = Event::DigestMismatch { own: Digest([9; 32]), agreed: Digest([1; 32]) };
+        for event in [flip("flip"), off] {
+            checks.event(0, &Line { block: Some(Block(50)), ..line(2, event) });
+        }
+        checks.seal(&Hotkey([1; 32]), &seal(2, 9), Block(40));
+        assert_eq!(checks.first_violation(), None);
+    }
+
+    #[test]
+    fn before_the_first_outer_step_all_seals_have_one_base() {
+        let mut checks = Checks::new(&[1, 2].map(|key| (Hotkey([key; 32]), true)), Round(3));
+        checks.event(0, &line(3, null()));
+        checks.seal(&Hotkey([1; 32]), &seal(3, 5), Block(40));
+        checks.seal(&Hotkey([2; 32]), &seal(4, 5), Block(50));
+        checks.seal(&Hotkey([1; 32]), &seal(6, 7), Block(60));
+        assert_eq!(checks.first_violation(), None, "of round 5 nothing is known yet");
+        checks.seal(&Hotkey([1; 32]), &seal(4, 7), Block(60));
+        assert_eq!(checks.first_violation().map(|violation| violation.rule), Some("R-4"));
+    }
+
+    #[test]
+    fn who_has_lost_what_was_tampered_with_counts_again() {
+        let mut checks = Checks::new(&[1, 2].map(|key| (Hotkey([key; 32]), true)), Round(0));
+        let fault = Event::FaultInjected {
+            actor: "compressor".to_owned(),
+            phase: "outer-step".to_owned(),
+            fault: "flip".to_owned(),
+        };
+        checks.event(1, &line(1, step(1)));
+        checks.event(0, &line(1, fault));
+        checks.event(0, &line(1, step(9)));
+        assert_eq!((checks.nodes[0].is_tampered, checks.nodes[0].completed), (true, None));
+        checks.event(0, &line(1, step(1)));
+        assert_eq!((checks.nodes[0].is_tampered, checks.nodes[0].completed), (false, Some(Round(1))));
+        assert_eq!(checks.first_violation(), None);
     }
 
     #[test]
