@@ -60,13 +60,21 @@ pub struct Fault {
 pub struct Faults {
     script: Mutex<Vec<Fault>>,
     journal: Journal,
+    /// How the process ends.
+    end: Box<dyn Fn(&Fault) + Send + Sync>,
 }
 
 impl Faults {
     /// A script of faults that are told to the journal when they strike.
     #[must_use]
     pub fn new(script: Vec<Fault>, journal: Journal) -> Self {
-        Self { script: Mutex::new(script), journal }
+        Self::ending(script, journal, |_| end_this_process())
+    }
+
+    /// A script in which the process ends in another way than by a signal.
+    #[must_use]
+    pub fn ending(script: Vec<Fault>, journal: Journal, end: impl Fn(&Fault) + Send + Sync + 'static) -> Self {
+        Self { script: Mutex::new(script), journal, end: Box::new(end) }
     }
 
     /// One more fault.
@@ -74,11 +82,11 @@ impl Faults {
         self.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(fault);
     }
 
-    fn due(&self, leaf: Leaf, point: &str, round: Round, flips: bool) -> Option<FaultKind> {
+    fn due(&self, leaf: Leaf, is_point: impl Fn(&str) -> bool, round: Round, flips: bool) -> Option<FaultKind> {
         // A poisoned script is one that struck while it was held; what is left of it is still right.
         let mut script = self.script.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let is_due = |fault: &Fault| {
-            let is_here = fault.leaf == leaf && fault.point == point && round >= fault.round;
+            let is_here = fault.leaf == leaf && is_point(&fault.point) && round >= fault.round;
             is_here && flips == (fault.kind == FaultKind::Flip)
         };
         let idx = script.iter().position(is_due)?;
@@ -88,14 +96,14 @@ impl Faults {
         if fault.kind == FaultKind::Kill {
             // Whoever reads the events learns that it was on purpose.
             self.journal.events.flush();
-            end_this_process();
+            (self.end)(&fault);
         }
         Some(fault.kind)
     }
 
     /// Whether one bit of what this point is about has to change.
     pub fn flips(&self, leaf: Leaf, point: &str, round: Round) -> bool {
-        self.due(leaf, point, round, true).is_some()
+        self.due(leaf, |at| at == point, round, true).is_some()
     }
 
     /// A point inside an actor's handler.
@@ -103,10 +111,11 @@ impl Faults {
     /// # Panics
     /// On purpose, when a panic is due here.
     pub async fn point(&self, leaf: Leaf, point: &str, round: Round) {
-        match self.due(leaf, point, round, false) {
+        match self.due(leaf, |at| at == point, round, false) {
             Some(FaultKind::Panic) => panic!("fault on purpose: {leaf} at {point}"),
-            Some(FaultKind::Hang) => std::future::pending().await,
-            Some(FaultKind::Kill | FaultKind::Flip) | None => {}
+            // Who has been killed does not go on either.
+            Some(FaultKind::Hang | FaultKind::Kill) => std::future::pending().await,
+            Some(FaultKind::Flip) | None => {}
         }
     }
 
@@ -115,10 +124,28 @@ impl Faults {
     /// # Errors
     /// When a panic is due here.
     pub async fn point_on_task(&self, leaf: Leaf, point: &str, round: Round) -> Result<(), String> {
-        match self.due(leaf, point, round, false) {
+        self.strike_task(leaf, |at| at == point, point, round).await
+    }
+
+    /// As [`Self::point_on_task`], right after the work: in a script, the point with `.done` behind it.
+    ///
+    /// # Errors
+    /// When a panic is due here.
+    pub async fn done_on_task(&self, leaf: Leaf, point: &str, round: Round) -> Result<(), String> {
+        self.strike_task(leaf, |at| at.strip_suffix(".done") == Some(point), point, round).await
+    }
+
+    async fn strike_task(
+        &self,
+        leaf: Leaf,
+        is_point: impl Fn(&str) -> bool,
+        point: &str,
+        round: Round,
+    ) -> Result<(), String> {
+        match self.due(leaf, is_point, round, false) {
             Some(FaultKind::Panic) => Err(format!("fault on purpose: {leaf} at {point}")),
-            Some(FaultKind::Hang) => std::future::pending().await,
-            Some(FaultKind::Kill | FaultKind::Flip) | None => Ok(()),
+            Some(FaultKind::Hang | FaultKind::Kill) => std::future::pending().await,
+            Some(FaultKind::Flip) | None => Ok(()),
         }
     }
 
@@ -127,7 +154,7 @@ impl Faults {
     /// # Panics
     /// On purpose, when a panic is due here.
     pub fn point_on_thread(&self, leaf: Leaf, point: &str, round: Round) {
-        match self.due(leaf, point, round, false) {
+        match self.due(leaf, |at| at == point, round, false) {
             Some(FaultKind::Panic) => panic!("fault on purpose: {leaf} at {point}"),
             Some(FaultKind::Hang) => loop {
                 std::thread::park_timeout(Duration::from_secs(3600));

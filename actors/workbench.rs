@@ -42,10 +42,25 @@ impl Bench {
     }
 }
 
-/// How long work takes in virtual time.
+impl Bench {
+    /// Tells a simulation how many procedures of RoundClock are under way.
+    pub fn procedures(&self, under_way: usize) {
+        if let Self::Task(pace) = self {
+            pace.procedures(under_way);
+        }
+    }
+}
+
+/// How long work takes in virtual time, and who hears how much of it there is.
 pub trait Pace: Send + Sync {
     /// For a piece of work of this actor in this round; the point is its name in fault scripts.
     fn cost(&self, leaf: Leaf, point: &'static str, round: Round) -> Duration;
+
+    /// So many pieces wait behind the one that is begun.
+    fn waiting(&self, _leaf: Leaf, _pieces: usize) {}
+
+    /// So many procedures of RoundClock are under way.
+    fn procedures(&self, _under_way: usize) {}
 }
 
 /// Whose bench it is.
@@ -154,6 +169,7 @@ async fn serve_as_task<S: Send>(
         Err(why) => return failed(why),
     };
     while let Some(piece) = queue.recv().await {
+        pace.waiting(place.leaf, queue.len());
         let round = (piece.round)(&state);
         // What dies or hangs does so in the middle of its work.
         let cost = pace.cost(place.leaf, piece.point, round);
@@ -161,6 +177,9 @@ async fn serve_as_task<S: Send>(
         let struck = place.faults.point_on_task(place.leaf, piece.point, round).await;
         tokio::time::sleep(cost - cost / 2).await;
         if let Err(why) = struck.and_then(|()| guarded(|| (piece.work)(&mut state))) {
+            return failed(why);
+        }
+        if let Err(why) = place.faults.done_on_task(place.leaf, piece.point, round).await {
             return failed(why);
         }
     }

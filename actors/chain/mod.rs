@@ -24,6 +24,7 @@ use convoke::terms::{Block, BlockHash, Hotkey, Uid, Weight};
 use serde::{Deserialize, Serialize};
 
 pub mod client;
+mod forks;
 mod heads;
 pub mod host;
 mod maker;

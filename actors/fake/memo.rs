@@ -157,7 +157,7 @@ mod tests {
     #[test]
     fn an_answer_is_the_real_ones_and_of_its_own_subject() {
         let place = Place { genesis: BlockHash([4; 32]), netuid: 3 };
-        let (memo, anew) = (Memo::new(place), Anew::new(place));
+        let (memo, anew) = (Memo::new(place), Anew::anywhere());
         let theta = Pages::zeroed(2 * 4096);
         let (base, seed) = (convoke::digest::digest(&theta), BlockHash([3; 32]));
         for _ in 0..2 * LOOK_AGAIN {

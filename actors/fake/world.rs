@@ -15,11 +15,13 @@ use convoke::terms::{Block, Digest, Round};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
-use self::book::{Book, Entries};
+use self::book::{Book, Entries, Patrol};
 use self::lives::{Life, Member, config, endpoint, member, role};
 use super::cast::Part;
 use super::chance::Chance;
+use super::checks::codec::CheckedOpening;
 use super::checks::{Checks, Violation};
+use super::clock::Clocks;
 use super::lab::Lab;
 use super::log::Log;
 use super::memo::Memo;
@@ -28,6 +30,7 @@ use super::plan::{CALM_ROUNDS, EPISODE_ROUNDS, FaultSpec, Ground, Planned};
 use super::weather::Weather;
 use crate::chain::host::development_genesis;
 use crate::chain::{ChainRead, Host, HostConfig, Pace};
+use crate::opening::Opening;
 
 /// The subnet.
 const NETUID: u16 = 3;
@@ -66,6 +69,8 @@ pub struct Report {
     pub contributions: usize,
     /// Faults that there were.
     pub n_faults: usize,
+    /// How often the error feedback of a node was looked at (C-1).
+    pub judged: u64,
     /// Why how many payloads of honest nodes were refused.
     pub refused: BTreeMap<String, u64>,
     /// The first thing that must not be.
@@ -85,7 +90,9 @@ struct World {
     host: Host,
     reader: Arc<dyn ChainRead>,
     net: FakeNet,
-    memo: Arc<Memo>,
+    opening: Arc<dyn Opening>,
+    patrol: Patrol,
+    clocks: Arc<Clocks>,
     weather: Arc<Weather>,
     book: Arc<Book>,
     lives: Vec<Option<Life>>,
@@ -99,6 +106,7 @@ struct World {
 
 /// What happens after a time.
 enum Due {
+    Strike(Planned),
     End(Planned),
     Birth(usize),
 }
@@ -134,11 +142,13 @@ impl World {
             pace: Pace::Virtual,
             file: None,
         };
+        genesis.neurons = strikes::strangers(scenario.seed, members.len());
         let host = Host::start(&genesis, pace)?;
         for member in &members {
             host.dev_register(member.hotkey, member.stake).await?;
         }
         let reader = host.reader();
+        let clocks = Clocks::new(Arc::clone(&reader), members.len());
         let first = schedule.round_of(reader.heads().borrow().best.number).next();
         let endpoints: Vec<_> = members.iter().map(|member| endpoint(&member.identity)).collect();
         let weather = Arc::new(Weather::new(chance, BLOCK_TIME, &endpoints));
@@ -149,17 +159,22 @@ impl World {
             doomed: vec![Vec::new(); members.len()],
             dead: Vec::new(),
         };
-        let book = Book { entries: Mutex::new(entries), wake: Notify::new(), started: Instant::now() };
+        let book = Arc::new(Book { entries: Mutex::new(entries), wake: Notify::new(), started: Instant::now() });
+        let memo = Memo::new(Place { genesis: reader.genesis(), netuid: NETUID });
+        let opening: Arc<dyn Opening> = Arc::new(CheckedOpening::new(Arc::new(memo), Arc::clone(&book) as _));
+        let patrol = Patrol::new(&members, &layout, &run, chance, first, Arc::clone(&opening));
         let n = members.len();
         Ok(Self {
-            memo: Arc::new(Memo::new(Place { genesis: reader.genesis(), netuid: NETUID })),
+            opening,
+            patrol,
+            clocks,
             net: FakeNet::new(Arc::clone(&weather) as _),
             lives: (0..n).map(|_| None).collect(),
             births: vec![0; n],
             strikes: BTreeMap::new(),
             due: BTreeMap::new(),
             n_due: 0,
-            book: Arc::new(book),
+            book,
             scenario,
             members,
             layout,
@@ -180,7 +195,7 @@ impl World {
         let plan = self.plan();
         for (idx, planned) in plan.into_iter().enumerate() {
             // Somewhere in the round, so that the phases' edges are met from both sides.
-            let which = [planned.round.0, planned.node.unwrap_or(usize::MAX) as u64, planned.kind as u64];
+            let which = [planned.round.0, planned.who.key(), planned.kind as u64];
             let offset = Chance::new(self.scenario.seed).below(8, "offset", &which) as u64;
             let at = self.first.0 + planned.round.0;
             self.strikes.insert((self.schedule.first_block(Round(at)).0 + offset, idx), planned);
@@ -209,6 +224,7 @@ impl World {
                     self.strike(planned, block);
                 }
                 self.look(block);
+                self.patrol().await;
             }
         }
         Ok(())
@@ -232,6 +248,7 @@ impl World {
         let now = Instant::now();
         while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= now) {
             match entry.remove() {
+                Due::Strike(planned) => self.strike(planned, self.block()),
                 Due::End(planned) => self.set(&planned, false),
                 Due::Birth(idx) => self.bear(idx).await?,
             }
@@ -252,6 +269,7 @@ impl World {
 
     fn report(self) -> Report {
         let plan = self.plan();
+        let judged = self.patrol.conservation.n_judged();
         for life in self.lives.into_iter().flatten() {
             life.fence.fall();
             life.node.abandon();
@@ -265,6 +283,7 @@ impl World {
             null,
             contributions,
             n_faults: plan.len(),
+            judged,
             refused: entries.checks.refused().clone(),
             violation: entries.checks.first_violation().cloned(),
             plan,

@@ -468,6 +468,8 @@ impl Desk {
     where
         F: Future<Output = Result<Update, Trouble>> + Send + 'static,
     {
+        // Every procedure holds a desk of its own, and with it what all of them share.
+        self.parts.bench.procedures(Arc::strong_count(&self.past));
         let me = self.me.clone();
         tokio::spawn(async move {
             let started = Instant::now();

@@ -32,13 +32,11 @@ pub struct Served {
     pub hash: Hash,
     /// Where it is served.
     pub address: SocketAddr,
-    /// How long the store took to take it.
-    pub writing: Duration,
 }
 
 impl Served {
-    /// Serves these bytes.
-    pub async fn start(secret: SecretKey, dir: &Path, bytes: Bytes) -> Result<Self> {
+    /// Serves these bytes; also tells how long the store took to take them.
+    pub async fn start(secret: SecretKey, dir: &Path, bytes: Bytes) -> Result<(Self, Duration)> {
         let store = FsStore::load(dir).await?;
         let started = Instant::now();
         let tag = store.add_bytes(bytes).await?;
@@ -46,7 +44,7 @@ impl Served {
         let endpoint = endpoint(secret).await?;
         let address = *endpoint.bound_sockets().first().context("no socket")?;
         let router = Router::builder(endpoint).accept(iroh_blobs::ALPN, BlobsProtocol::new(&store, None)).spawn();
-        Ok(Self { router, hash: tag.hash, address, writing })
+        Ok((Self { router, hash: tag.hash, address }, writing))
     }
 
     /// Ends it.

@@ -116,8 +116,8 @@ async fn hold(role: &Role) -> Result<()> {
 
 /// Serves the same bytes as iroh does by itself.
 async fn hold_plain(role: &Role) -> Result<()> {
-    let served = plain::Served::start(secret(role.seed), Path::new(&role.dir), state(role.bytes)).await?;
-    report(served.hash, served.address, served.writing);
+    let (served, writing) = plain::Served::start(secret(role.seed), Path::new(&role.dir), state(role.bytes)).await?;
+    report(served.hash, served.address, writing);
     served.shutdown().await
 }
 

@@ -143,7 +143,7 @@ async fn joining() {
 async fn plain_seconds(n_bytes: usize) -> f64 {
     let (dir, secret) = (tempfile::tempdir().unwrap(), iroh::SecretKey::from_bytes(&[7; 32]));
     let bytes = bytes::Bytes::from(vec![5; n_bytes]);
-    let served = plain::Served::start(secret.clone(), &dir.path().join("served"), bytes).await.unwrap();
+    let (served, _) = plain::Served::start(secret.clone(), &dir.path().join("served"), bytes).await.unwrap();
     let seconds = plain::fetch(&secret, served.address, served.hash, dir.path()).await.unwrap();
     served.shutdown().await.unwrap();
     seconds

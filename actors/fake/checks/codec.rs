@@ -10,7 +10,8 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use convoke::chain::Commitment;
+use convoke::chain::{Commitment, Registry};
+use convoke::gauntlet::copies::{CopyFound, Sealed};
 use convoke::hotkey::SIGNATURE_LEN;
 use convoke::manifest::Manifest;
 use convoke::payload::transport::{self, Decoder, MalformedTransport};
@@ -20,6 +21,7 @@ use convoke::sparseloco::{BLOCK_EDGE, BodyRef, Format, Layout, Levels, Record, V
 use convoke::terms::{BlockHash, Digest, Hotkey, Round};
 
 use super::{Found, Violation};
+use crate::chain::{Commitments, Metagraph};
 use crate::fake::chance::Chance;
 use crate::opening::Opening;
 use crate::workbench::reason;
@@ -105,6 +107,14 @@ impl Opening for CheckedOpening {
 
     fn holding(&self, theta: &[f32], base: Digest, seed: &BlockHash, hotkey: &Hotkey, n_chunks: usize) -> Digest {
         self.opening.holding(theta, base, seed, hotkey, n_chunks)
+    }
+
+    fn registry(&self, metagraph: &Arc<Metagraph>, commitments: &Arc<Commitments>) -> Arc<Registry> {
+        self.opening.registry(metagraph, commitments)
+    }
+
+    fn copies(&self, order: &[Sealed], payloads: &[&Payload], layout: &Layout, overlap_max: f64) -> Vec<CopyFound> {
+        self.opening.copies(order, payloads, layout, overlap_max)
     }
 }
 

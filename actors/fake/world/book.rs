@@ -7,7 +7,7 @@ use convoke::chain::Commitment;
 use convoke::manifest::Manifest;
 use convoke::run_spec::RunSpec;
 use convoke::sparseloco::Layout;
-use convoke::terms::{Block, EndpointId, ManifestHash, Round};
+use convoke::terms::{EndpointId, ManifestHash, Round};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -24,6 +24,7 @@ use crate::fake::checks::{Checks, Found, Violation};
 use crate::fake::fence::Fence;
 use crate::fake::log::Log;
 use crate::fake::plan::Planned;
+use crate::faults::Fault;
 use crate::opening::Opening;
 
 /// Sizes are looked at in one of so many rounds: what grows is seen as well, and of what comes and goes the most is remembered.
@@ -98,11 +99,11 @@ impl Patrol {
 }
 
 impl World {
-    /// Looks at chain and nodes once a round, in the block in which its last seal may be.
-    pub(super) async fn patrol(&mut self, block: Block) {
+    /// Looks at chain and nodes once a round, when the block is final in which its last seal may be.
+    pub(super) async fn patrol(&mut self) {
         let round = self.patrol.next;
         let at = self.schedule.sealed_by(round);
-        if block < at {
+        if self.reader.heads().borrow().finalized.number < at {
             return;
         }
         // A chain that cannot say is asked again with the next block.
@@ -110,8 +111,10 @@ impl World {
         self.patrol.next = round.next();
         let mut seen = self.look_at_seals(round, &commitments);
         seen.extend(self.look_at_manifest(round));
-        for idx in (0..self.members.len()).filter(|idx| self.members[*idx].part == Part::Honest) {
-            seen.extend(self.look_at_node(round, idx));
+        for idx in 0..self.members.len() {
+            if self.members[idx].part == Part::Honest {
+                seen.extend(self.look_at_node(round, idx));
+            }
         }
         let mut entries = self.book.entries();
         seen.into_iter().for_each(|violation| entries.checks.found(violation));
@@ -168,6 +171,20 @@ pub(super) struct Eye {
     pub book: Arc<Book>,
     pub node: usize,
     pub fence: Fence,
+}
+
+impl Eye {
+    /// The process ends at a fault of its script.
+    pub fn die(&self, fault: &Fault) {
+        let point = format!("{}.{}", fault.leaf, fault.point);
+        let mut entries = self.book.entries();
+        let doomed = &mut entries.doomed[self.node];
+        let planned = doomed.iter().position(|it| it.point == point).map(|idx| doomed.swap_remove(idx));
+        self.fence.fall();
+        entries.log.text(&format!("node {} dies at {point}", self.node));
+        entries.dead.push((self.node, planned.map_or(1, |it| it.blocks)));
+        self.book.wake.notify_one();
+    }
 }
 
 impl Witness for Eye {

@@ -17,6 +17,7 @@ use crate::fake::chance::Chance;
 use crate::fake::disk::FakeDisk;
 use crate::fake::fence::Fence;
 use crate::fake::lab::Lab;
+use crate::fake::two_faced::TwoFaced;
 use crate::faults::Faults;
 use crate::identity::Identity;
 use crate::node::{Node, Parts, journal};
@@ -77,6 +78,11 @@ impl World {
         if self.lives[idx].is_some() {
             return Ok(());
         }
+        if self.members[idx].disk.is_full() {
+            // A process that cannot write does not start; whoever looks after it tries again.
+            self.put_off(2, Due::Birth(idx));
+            return Ok(());
+        }
         self.births[idx] += 1;
         let fence = Fence::new();
         let (parts, resumed_at) = self.parts(idx, &fence)?;
@@ -93,17 +99,20 @@ impl World {
         let store = Store::open_on(disk, &config.node.data_dir.join("state"), run_id)?;
         store.keep_to_chain(self.reader.genesis())?;
         let resumed_at = store.latest()?;
-        let eye = Eye { book: Arc::clone(&self.book), node: idx, fence: fence.clone() };
-        let events = Events::seen_by(Arc::new(eye), &config.node.name);
+        let eye = Arc::new(Eye { book: Arc::clone(&self.book), node: idx, fence: fence.clone() });
+        let events = Events::seen_by(Arc::clone(&eye) as _, &config.node.name);
         let journal = journal(&config, member.hotkey, run_id, BLOCK_TIME, events);
         let place = Place { genesis: self.reader.genesis(), netuid: NETUID };
         let proven = Proven::prove(&member.identity.endpoint, &place, &member.hotkey, self.births[idx], None);
-        let port = Port::new(Arc::clone(&self.reader), self.host.connect(member.identity.keypair()), fence.clone());
+        let write = self.host.connect(member.identity.keypair());
+        let write = TwoFaced::new(write, Arc::clone(&self.weather), idx, fence.clone());
+        let port = Port::new(self.clocks.reader(idx), write, fence.clone());
+        let habit = member.part.habit(self.first);
         let parts = Parts {
             run_id,
             layout: self.layout.clone(),
             schedule: self.schedule.clone(),
-            trainers: self.scenario.lab.trainers(self.scenario.seed, &member.part.habit(self.first)),
+            trainers: self.patrol.deltas.watch(idx, self.scenario.lab.trainers(self.scenario.seed, &habit)),
             store,
             keypair: member.identity.keypair(),
             identity: proven,
@@ -111,10 +120,10 @@ impl World {
             chain_write: port,
             transport: self.net.port(endpoint(&member.identity), fence.clone()),
             addresses: Arc::default(),
-            faults: Arc::new(Faults::new(Vec::new(), journal.clone())),
+            faults: Arc::new(Faults::ending(Vec::new(), journal.clone(), move |fault| eye.die(fault))),
             journal,
-            bench: Bench::Task(self.weather.pace(idx)),
-            opening: Arc::clone(&self.memo) as _,
+            bench: Bench::Task(self.patrol.crowds.watch(idx, self.weather.pace(idx))),
+            opening: Arc::clone(&self.opening),
             rounds: None,
             closing_words: Mutex::new(None),
             config,

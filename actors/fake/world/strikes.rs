@@ -57,7 +57,7 @@ impl World {
     /// Lets a fault begin, or waits with it until its time has come.
     pub(super) fn strike(&mut self, planned: Planned, block: Block) {
         if let Some(edge) = self.edge_ahead(&planned, block) {
-            return self.put_off(edge.0, Due::Strike(planned));
+            return self.put_off(edge.0 - block.0, Due::Strike(planned));
         }
         match self.single(&planned) {
             Some(each) => each.into_iter().for_each(|planned| self.strike(planned, block)),
@@ -310,8 +310,7 @@ impl World {
             self.book.entries().log.text(&format!("node {idx} registers again"));
         }
         if !out.is_empty() {
-            let block = self.block();
-            self.put_off(block.0 + LOOK_AGAIN_BLOCKS, Due::End(planned.clone()));
+            self.put_off(LOOK_AGAIN_BLOCKS, Due::End(planned.clone()));
         }
     }
 }

@@ -167,12 +167,20 @@ impl Opening for Dying {
     fn holding(&self, _: &[f32], base: Digest, _: &BlockHash, _: &Hotkey, _: usize) -> Digest {
         base
     }
+
+    fn registry(&self, _: &Arc<Metagraph>, _: &Arc<Commitments>) -> Arc<Registry> {
+        Arc::default()
+    }
+
+    fn copies(&self, _: &[Sealed], _: &[&Payload], _: &Layout, _: f64) -> Vec<CopyFound> {
+        Vec::new()
+    }
 }
 
 #[test]
 fn an_opening_is_looked_at_from_outside() {
     let (run, told) = (Run::new(Quantiser::TwoBit, 16), Arc::new(Told::default()));
-    let checked = CheckedOpening::new(Arc::new(Anew), Arc::clone(&told) as _);
+    let checked = CheckedOpening::new(Arc::new(Anew::anywhere()), Arc::clone(&told) as _);
     for _ in 0..2 {
         let payload = checked.payload(&run.coded, &run.layout, &run.spec).unwrap();
         assert_eq!(payload.hash(), run.payload.hash());

@@ -128,7 +128,7 @@ impl Story {
         let (disk, deltas) = (self.disk(), Deltas::new(1));
         self.heard.iter().for_each(|delta| deltas.heard(0, BEFORE, delta));
         let (layout, spec) = (self.layout.clone(), self.spec.clone());
-        let mut checker = Conservation::new(Chance::new(1), layout, spec, deltas, Arc::new(Anew));
+        let mut checker = Conservation::new(Chance::new(1), layout, spec, deltas, Arc::new(Anew::anywhere()));
         let own = self.made.as_ref().filter(|_| self.is_in_manifest).map(|(payload, ..)| payload.hash());
         let entry = Entry {
             uid: Uid(3),
@@ -207,7 +207,7 @@ fn a_damaged_or_a_forgotten_round_is_not_judged() {
     let disk = story.disk();
     disk.flip(|path| path.ends_with(SECTION), 9000).unwrap();
     let (layout, spec) = (story.layout.clone(), story.spec.clone());
-    let mut checker = Conservation::new(Chance::new(1), layout, spec, Deltas::new(1), Arc::new(Anew));
+    let mut checker = Conservation::new(Chance::new(1), layout, spec, Deltas::new(1), Arc::new(Anew::anywhere()));
     let place = Place { node: 0, disk: &disk, dir: Path::new(DIR), manifest: &|_| None };
     assert_eq!((checker.examine(&place), checker.n_judged()), (Ok(()), 0));
 }
@@ -217,7 +217,7 @@ fn every_node_has_its_turn_about_once_in_so_many_rounds() {
     let story = Story::applied().with(|story| story.after.fill(0.0));
     let disk = story.disk();
     let (layout, spec) = (story.layout.clone(), story.spec.clone());
-    let mut checker = Conservation::new(Chance::new(1), layout, spec, Deltas::new(8), Arc::new(Anew));
+    let mut checker = Conservation::new(Chance::new(1), layout, spec, Deltas::new(8), Arc::new(Anew::anywhere()));
     for node in 0..8 {
         let place = Place { node, disk: &disk, dir: Path::new(DIR), manifest: &|_| None };
         let found: Vec<_> = (0..160).filter_map(|round| checker.look(Round(round), &place)).collect();
