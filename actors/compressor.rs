@@ -342,7 +342,10 @@ impl Desk {
     fn compress(&mut self, contribution: Contribution) -> Result<Compressed, Refused> {
         self.at(contribution.round)?;
         let started = Instant::now();
-        self.take_back();
+        // Steps whose payload came to nothing are replaced by these: their Δ must not be in e beside that of the new ones.
+        if self.pending.take().is_some() {
+            self.reload_error();
+        }
         let spec = &self.parts.config.run.sparse;
         let layout = &self.parts.layout;
         let encoded = match encode_on(&self.threads, Simd::best(), layout, spec, &mut self.error, &contribution.delta) {
@@ -434,7 +437,12 @@ impl Desk {
         let mut section = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
         put_f32s(&mut section, &self.theta);
         put_f32s(&mut section, &self.error);
-        self.parts.store.write(round, SECTION, &section).map_err(|error| Refused::Store(chain(&error)))
+        self.parts.store.write(round, SECTION, &section).map_err(|error| Refused::Store(chain(&error)))?;
+        // After a fall back to an older boundary this is a round that the node has been in before, and may have sealed a payload in.
+        if self.pending.is_none() {
+            self.load_pending();
+        }
+        Ok(())
     }
 
     /// e of the boundary, after a compression that failed half way through it.

@@ -211,6 +211,9 @@ impl Conservation {
             return Ok(());
         };
         let Some(deltas) = self.deltas.of(place.node, before.round) else { return Ok(()) };
+        if files.is_damaged(before.round, PENDING_SECTION) {
+            return Ok(());
+        }
         let made = self.made(&files, before.round)?;
         let is_next = after.round == before.round.next();
         let applied = made.as_ref().filter(|_| is_next).and_then(|made| {
@@ -277,6 +280,11 @@ impl Files<'_> {
         let mut rounds: Vec<Round> = rounds.filter(|round| self.disk.exists(&self.path(*round, COMPLETE))).collect();
         rounds.sort_unstable();
         rounds
+    }
+
+    /// Whether a section is there and cannot be read: nobody can tell what it said.
+    fn is_damaged(&self, round: Round, section: &str) -> bool {
+        self.disk.exists(&self.path(round, section)) && self.section(round, section).is_none()
     }
 
     /// A section, if it is there and undamaged.
