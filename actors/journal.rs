@@ -249,6 +249,11 @@ impl Journal {
         }
     }
 
+    /// A round's match has changed the records.
+    pub fn matched(&self, round: Round, records: Digest) {
+        self.events.record(round, Event::Rated { records });
+    }
+
     /// Weights are on chain.
     pub fn weights_set(&self, round: Round, weights: &[(Uid, Weight)], block: Block) {
         self.events.record(round, Event::WeightsSet { weights: weights.to_vec(), set_at: block });

@@ -133,6 +133,11 @@ pub enum Event {
         #[serde(deserialize_with = "null_is_nan")]
         unassigned_improvement: f64,
     },
+    /// A validator has played a round's match.
+    Rated {
+        /// A hash of all its records: who has found the same has the same.
+        records: Digest,
+    },
     /// Weights are on chain.
     WeightsSet {
         /// Each uid with a weight.

@@ -45,6 +45,7 @@ fn one_of_each() -> Vec<Event> {
         Event::OuterStep { digest, contributors, heldout_loss: Some(3.5), seed: BlockHash([4; 32]), seconds: 0.5 },
         Event::NullRound { reason: text() },
         Event::Evaluated { uid: Uid(1), score: 0.5, assigned_improvement: 0.25, unassigned_improvement: -0.125 },
+        Event::Rated { records: digest },
         Event::WeightsSet { weights: vec![(Uid(1), Weight(65_535)), (Uid(2), Weight(3))], set_at: Block(20) },
         Event::ActorRestarted { actor: text(), reason: text(), restarts: 2 },
         Event::ActorHung { actor: text(), deadline_seconds: 1.5 },

@@ -13,6 +13,7 @@
 pub mod bounds;
 pub mod codec;
 pub mod conservation;
+pub mod evidence;
 
 use std::collections::BTreeMap;
 

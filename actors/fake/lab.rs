@@ -3,8 +3,10 @@
 use std::fmt::Debug;
 use std::sync::Arc;
 
+use convoke::run_spec::RunSpec;
 use convoke::sparseloco::{Layout, TensorShape};
 
+use super::checks::evidence::{Measure, QuadraticMeasure};
 use super::trainer::{FakeTrainers, Habit};
 use crate::gpu_worker::Trainers;
 
@@ -21,6 +23,11 @@ pub trait Lab: Send + Sync + Debug {
 
     /// The trainers of one life of a node.
     fn trainers(&self, seed: u64, habit: &Habit) -> Arc<dyn Trainers>;
+
+    /// What finds losses again, if that costs next to nothing (G-1).
+    fn measure(&self, _: u64, _: &RunSpec) -> Option<Box<dyn Measure>> {
+        None
+    }
 }
 
 /// The world of [`super::trainer::quadratic`], with a θ of two chunks.
@@ -39,5 +46,10 @@ impl Lab for QuadraticLab {
 
     fn trainers(&self, seed: u64, habit: &Habit) -> Arc<dyn Trainers> {
         Arc::new(FakeTrainers::new(seed, N_SAMPLES, habit.clone()))
+    }
+
+    fn measure(&self, seed: u64, run: &RunSpec) -> Option<Box<dyn Measure>> {
+        let chance = FakeTrainers::chance_of(seed);
+        Some(Box::new(QuadraticMeasure::new(chance, N_SAMPLES, &self.layout(), run)))
     }
 }

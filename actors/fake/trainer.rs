@@ -47,7 +47,13 @@ impl FakeTrainers {
     /// Nodes with one seed and one number of samples train in one world, each with its own habit.
     #[must_use]
     pub fn new(seed: u64, n_train_samples: u64, habit: Habit) -> Self {
-        Self { chance: Chance::new(Chance::new(seed).draw("trainer", &[])), n_train_samples, habit }
+        Self { chance: Self::chance_of(seed), n_train_samples, habit }
+    }
+
+    /// What the world of this seed is drawn by.
+    #[must_use]
+    pub fn chance_of(seed: u64) -> Chance {
+        Chance::new(Chance::new(seed).draw("trainer", &[]))
     }
 }
 

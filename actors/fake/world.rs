@@ -20,6 +20,7 @@ use self::lives::{Life, Member, config, endpoint, member, role};
 use super::cast::Part;
 use super::chance::Chance;
 use super::checks::codec::CheckedOpening;
+use super::checks::evidence::{Ear, Evidence, Public, Rules, Subject};
 use super::checks::{Checks, Violation};
 use super::clock::Clocks;
 use super::lab::Lab;
@@ -92,6 +93,8 @@ struct World {
     net: FakeNet,
     opening: Arc<dyn Opening>,
     patrol: Patrol,
+    evidence: Option<Evidence>,
+    subject: Option<Subject>,
     clocks: Arc<Clocks>,
     weather: Arc<Weather>,
     book: Arc<Book>,
@@ -153,8 +156,11 @@ impl World {
         let endpoints: Vec<_> = members.iter().map(|member| endpoint(&member.identity)).collect();
         let weather = Arc::new(Weather::new(chance, BLOCK_TIME, &endpoints));
         let known: Vec<_> = members.iter().map(|member| (member.hotkey, member.part == Part::Honest)).collect();
+        let measure = scenario.lab.measure(scenario.seed, &run);
+        let subject = subject(&members, scenario.seed).filter(|_| measure.is_some());
         let entries = Entries {
             log,
+            ear: Ear::of(subject),
             checks: Checks::new(&known, first),
             doomed: vec![Vec::new(); members.len()],
             dead: Vec::new(),
@@ -165,6 +171,13 @@ impl World {
         let patrol = Patrol::new(&members, &layout, &run, chance, first, Arc::clone(&opening));
         let n = members.len();
         Ok(Self {
+            evidence: measure.map(|measure| {
+                let (run_id, opening) = (run.run_id(&Digest::default()), Arc::clone(&opening));
+                let rules = Rules { run: run.clone(), run_id, layout: layout.clone(), opening, measure };
+                // Nodes are born in the middle of the round before the first.
+                Evidence::new(rules, subject, Round(first.0.saturating_sub(2)))
+            }),
+            subject,
             opening,
             patrol,
             clocks,
@@ -215,8 +228,12 @@ impl World {
                 () = sleep_until(tick) => tick += BLOCK_TIME / 2,
             }
             self.bury();
-            self.do_what_is_due().await?;
             let block = self.block();
+            if block > looked_at {
+                // Before a fork may hide what the validator has just read.
+                self.prove().await?;
+            }
+            self.do_what_is_due().await?;
             if block > looked_at {
                 looked_at = block;
                 while let Some(entry) = self.strikes.first_entry().filter(|entry| entry.key().0 <= block.0) {
@@ -226,6 +243,23 @@ impl World {
                 self.look(block);
                 self.patrol().await;
             }
+        }
+        Ok(())
+    }
+
+    /// G-1: what the drawn validator has said is worked out again.
+    async fn prove(&mut self) -> anyhow::Result<()> {
+        let Some(evidence) = &mut self.evidence else { return Ok(()) };
+        let said = self.book.entries().ear.take();
+        let (net, endpoints) = (&self.net, &self.patrol.endpoints);
+        let own = self.subject.map_or(0, |subject| subject.node);
+        let blob = |hash: &[u8; 32]| {
+            let others = || endpoints.iter().find_map(|endpoint| net.blob(*endpoint, hash));
+            net.blob(endpoints[own], hash).or_else(others)
+        };
+        let found = evidence.look(said, &Public { chain: &*self.reader, blob: &blob }).await?;
+        if let Some(violation) = found {
+            self.book.entries().checks.found(violation);
         }
         Ok(())
     }
@@ -289,4 +323,11 @@ impl World {
             plan,
         }
     }
+}
+
+/// The honest validator whose word is worked out again.
+fn subject(members: &[Member], seed: u64) -> Option<Subject> {
+    let honest = members.iter().enumerate().filter(|(_, it)| it.role.validates() && it.part == Part::Honest);
+    let honest: Vec<Subject> = honest.map(|(node, it)| Subject { node, hotkey: it.hotkey }).collect();
+    Subject::drawn(seed, &honest)
 }

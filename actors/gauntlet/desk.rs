@@ -8,7 +8,7 @@ use convoke::chain::commitment::Seal;
 use convoke::gauntlet::copies::Sealed;
 use convoke::gauntlet::fast_checks::{Expected, PayloadFacts, RejectReason, SealClaim, check_payload, check_seal};
 use convoke::gauntlet::history::{after_match, registered_only};
-use convoke::gauntlet::record::{Outcome, Standing};
+use convoke::gauntlet::record::{self, Outcome, Standing};
 use convoke::gauntlet::{selection, weights};
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::{Payload, transport};
@@ -231,6 +231,7 @@ impl Desk {
             self.standing = after_match(&self.standing, round, &outcomes, &self.parts.config.run.gauntlet);
             self.rated = Some(round);
             self.keep_match();
+            self.parts.journal.matched(round, record::digest(&self.standing));
         }
         let slots = gathered.passed.iter().map(|passed| (passed.uid, passed.hotkey));
         let slots = slots.chain(gathered.rejected.iter().map(|rejection| (rejection.uid, rejection.hotkey)));

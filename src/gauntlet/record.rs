@@ -9,10 +9,17 @@ use serde::{Deserialize, Serialize};
 use super::fast_checks::RejectReason;
 use super::loss_score::Score;
 use super::rating::Rating;
-use crate::terms::{Hotkey, Round};
+use crate::terms::{Digest, Hotkey, Round};
 
 /// All peers' records. Keyed by hotkey, as a uid may change hands.
 pub type Standing = BTreeMap<Hotkey, PeerRecord>;
+
+/// A hash of all records: validators with the same evidence have the same (G-1).
+#[must_use]
+pub fn digest(standing: &Standing) -> Digest {
+    let bytes = postcard::to_allocvec(standing).expect("records are plain data");
+    Digest(*blake3::hash(&bytes).as_bytes())
+}
 
 /// What is known of one peer.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]

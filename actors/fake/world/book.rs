@@ -20,6 +20,7 @@ use crate::fake::chance::Chance;
 use crate::fake::checks::bounds::{Bounds, Crowds, Size};
 use crate::fake::checks::codec::{self, Broken};
 use crate::fake::checks::conservation::{Conservation, Deltas, Place};
+use crate::fake::checks::evidence::Ear;
 use crate::fake::checks::{Checks, Found, Violation};
 use crate::fake::fence::Fence;
 use crate::fake::log::Log;
@@ -40,6 +41,8 @@ pub(super) struct Book {
 pub(super) struct Entries {
     pub log: Log,
     pub checks: Checks,
+    /// What one validator says.
+    pub ear: Ear,
     /// Deaths that wait for their phase, by node.
     pub doomed: Vec<Vec<Planned>>,
     /// Who has just died, and for how long.
@@ -68,7 +71,7 @@ pub(super) struct Patrol {
     pub conservation: Conservation,
     bounds: Bounds,
     contributors_max: usize,
-    endpoints: Vec<EndpointId>,
+    pub endpoints: Vec<EndpointId>,
     dirs: Vec<PathBuf>,
     /// The round that is looked at next, once its last block is there.
     next: Round,
@@ -200,6 +203,7 @@ impl Witness for Eye {
         let entries = &mut *entries;
         entries.log.event(&line);
         entries.checks.event(self.node, &line);
+        entries.ear.event(self.node, &line);
         let (Event::PhaseStarted { phase }, Some(round)) = (&line.event, line.round) else { return };
         let doomed = &mut entries.doomed[self.node];
         let is_now = |planned: &Planned| planned.round <= round && planned.point == *phase;

@@ -150,7 +150,7 @@ fn parts(config: NodeConfig, host: &Host, net: &FakeNet, me: &Identity, heard: &
         addresses: Arc::default(),
         faults: Arc::new(Faults::new(Vec::new(), journal.clone())),
         bench: Bench::Task(Arc::new(AtOnce)),
-        opening: Arc::new(Anew),
+        opening: Arc::new(Anew::anywhere()),
         rounds: None,
         closing_words: Mutex::new(None),
         keypair,
@@ -397,7 +397,7 @@ impl Stage {
         let (run, layout) = (self.parts.config.run.clone(), self.parts.layout.clone());
         let measure = QuadraticMeasure::new(FakeTrainers::chance_of(SEED), N_SAMPLES, &layout, &run);
         let (run_id, measure) = (self.parts.run_id, Box::new(measure));
-        let rules = Rules { run, run_id, layout, opening: Arc::new(Anew), measure };
+        let rules = Rules { run, run_id, layout, opening: Arc::new(Anew::anywhere()), measure };
         let subject = Subject::drawn(SEED, &[Subject { node: 7, hotkey: self.parts.keypair.hotkey() }]);
         let mut ear = Ear::of(subject);
         lines.iter().for_each(|line| ear.event(7, line));
