@@ -35,6 +35,7 @@ use tracing::warn;
 use crate::chain::{Class, Outcome};
 use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
+use crate::store::StoreError;
 use outbox::{Kind, Outbox};
 
 /// Blocks that each step of a call may take: reading, sending, reading back.
@@ -147,48 +148,40 @@ impl Actor for ChainWriter {
         // What was due before a crash may have been sent: the block that could have it is waited for.
         let after = |was_due: bool| BackOff { not_before: Block(head.0 + u64::from(was_due)), tries: 0 };
         let (commitments, weights) = (after(!outbox.due().is_empty()), after(outbox.weights_due().is_some()));
-        outbox.put_identity(parts.identity)?;
+        outbox.put_identity(parts.identity);
         Ok(State { parts, outbox, waiting: Vec::new(), in_flight: None, head, commitments, weights })
     }
 
     async fn handle(&self, me: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
         match msg {
-            Msg::Seal(seal, until, port) => state.seal(seal, until, port).await?,
-            Msg::Vote(round, manifest, until, port) => state.vote(round, manifest, until, port).await?,
-            Msg::Weights(round, shares, until, port) => state.weights(round, shares, until, port).await?,
+            Msg::Seal(seal, until, port) => state.seal(seal, until, port).await,
+            Msg::Vote(round, manifest, until, port) => state.vote(round, manifest, until, port).await,
+            Msg::Weights(round, shares, until, port) => state.weights(round, shares, until, port).await,
             Msg::Head(block) => state.head = state.head.max(block),
-            Msg::Settled(settled) => state.settled(*settled).await?,
+            Msg::Settled(settled) => state.settled(*settled).await,
             Msg::Ping(port) => {
                 answer(port, ());
                 return Ok(());
             }
         }
-        state.withdraw_late()?;
+        state.withdraw_late();
         state.pump(&me).await;
         Ok(())
     }
 }
 
 impl State {
-    async fn seal(&mut self, seal: Seal, until: Block, port: BlockPort) -> Result<(), ActorProcessingErr> {
+    async fn seal(&mut self, seal: Seal, until: Block, port: BlockPort) {
         let round = seal.round;
         self.parts.faults.point(Leaf::ChainWriter, "seal", round).await;
-        self.outbox.put_seal(seal)?;
-        self.wait(Kind::Seal, round, until, Port::Block(port));
-        Ok(())
+        let put = self.outbox.put_seal(seal);
+        self.wait(put, Kind::Seal, round, until, Port::Block(port));
     }
 
-    async fn vote(
-        &mut self,
-        round: Round,
-        manifest: ManifestHash,
-        until: Block,
-        port: BlockPort,
-    ) -> Result<(), ActorProcessingErr> {
+    async fn vote(&mut self, round: Round, manifest: ManifestHash, until: Block, port: BlockPort) {
         self.parts.faults.point(Leaf::ChainWriter, "vote", round).await;
-        self.outbox.put_vote(round, manifest)?;
-        self.wait(Kind::Vote, round, until, Port::Block(port));
-        Ok(())
+        let put = self.outbox.put_vote(round, manifest);
+        self.wait(put, Kind::Vote, round, until, Port::Block(port));
     }
 
     async fn weights(
@@ -197,31 +190,33 @@ impl State {
         shares: Vec<(Hotkey, f64)>,
         until: Block,
         port: RpcReplyPort<Result<WeightsSet, String>>,
-    ) -> Result<(), ActorProcessingErr> {
+    ) {
         self.parts.faults.point(Leaf::ChainWriter, "weights", round).await;
-        self.outbox.put_weights(round, shares, self.head)?;
-        self.wait(Kind::Weights, round, until, Port::Weights(port));
-        Ok(())
+        let put = self.outbox.put_weights(round, shares, self.head);
+        self.wait(put, Kind::Weights, round, until, Port::Weights(port));
     }
 
-    fn wait(&mut self, kind: Kind, round: Round, until: Block, port: Port) {
+    /// Whoever has asked waits until the chain says it; what could not be written down is refused at once.
+    fn wait(&mut self, put: Result<(), StoreError>, kind: Kind, round: Round, until: Block, port: Port) {
+        if let Err(error) = put {
+            return port.refuse(format!("the {kind} of round {round} cannot be written down: {error}"));
+        }
         self.waiting.push(Waiting { kind, round, until, port });
         self.answer_done();
     }
 
     /// What can no longer be in time is withdrawn, and whoever waits is told; a call that is on its way may yet be in the last
     /// block that counts.
-    fn withdraw_late(&mut self) -> Result<(), ActorProcessingErr> {
+    fn withdraw_late(&mut self) {
         let (head, in_flight) = (self.head, self.in_flight.as_deref().unwrap_or_default());
         let is_late = |it: &Waiting| head > it.until && !in_flight.contains(&(it.kind, it.round));
         let (late, waiting): (Vec<_>, _) = std::mem::take(&mut self.waiting).into_iter().partition(is_late);
         self.waiting = waiting;
         for late in late {
-            self.outbox.withdraw(late.kind, late.round)?;
+            self.outbox.withdraw(late.kind, late.round);
             late.port
                 .refuse(format!("the {} of round {} was not on chain by block {}", late.kind, late.round, late.until));
         }
-        Ok(())
     }
 
     /// Sends the next call, if there is one and nothing is in flight. Weights are sent also while commitments must wait.
@@ -258,7 +253,7 @@ impl State {
         self.waiting.iter().any(|it| (it.kind, it.round) == (kind, round) && it.until <= self.head)
     }
 
-    async fn settled(&mut self, settled: Settled) -> Result<(), ActorProcessingErr> {
+    async fn settled(&mut self, settled: Settled) {
         let carried = self.in_flight.take().unwrap_or_default();
         self.parts.faults.point(Leaf::ChainWriter, "settled", Round(u64::MAX)).await;
         let Settled { call, fate, seconds } = settled;
@@ -275,12 +270,12 @@ impl State {
             Fate::OnChain(block, set) => {
                 self.back_off_of(&call).tries = 0;
                 match &call {
-                    Call::Commitment { commitment, .. } => self.outbox.committed(commitment, block)?,
-                    Call::Weights(round, ..) => self.outbox.weights_set(*round, block, set)?,
+                    Call::Commitment { commitment, .. } => self.outbox.committed(commitment, block),
+                    Call::Weights(round, ..) => self.outbox.weights_set(*round, block, set),
                 }
                 self.answer_done();
             }
-            Fate::Void => self.give_up(&carried, "nobody they are for has a slot")?,
+            Fate::Void => self.give_up(&carried, "nobody they are for has a slot"),
             Fate::Missing(outcome) => {
                 warn!(?outcome, call = call.name(), "a call did not reach the chain");
                 match outcome {
@@ -289,14 +284,13 @@ impl State {
                         | Outcome::DispatchFailed { class: Class::RateLimited(at), .. },
                     ) => self.back_off_of(&call).not_before = at,
                     Ok(outcome) if is_hopeless(&outcome) => {
-                        self.give_up(&carried, "the chain refuses it")?;
+                        self.give_up(&carried, "the chain refuses it");
                         self.back_off(&call);
                     }
                     _ => self.back_off(&call),
                 }
             }
         }
-        Ok(())
     }
 
     fn back_off_of(&mut self, call: &Call) -> &mut BackOff {
@@ -317,17 +311,16 @@ impl State {
     }
 
     /// The chain will never take this: whoever waits for it is told, and it is not sent again.
-    fn give_up(&mut self, carried: &[(Kind, Round)], why: &str) -> Result<(), ActorProcessingErr> {
+    fn give_up(&mut self, carried: &[(Kind, Round)], why: &str) {
         let is_refused = |it: &Waiting| carried.contains(&(it.kind, it.round));
         let (refused, waiting): (Vec<_>, _) = std::mem::take(&mut self.waiting).into_iter().partition(is_refused);
         self.waiting = waiting;
         for (kind, round) in carried {
-            self.outbox.withdraw(*kind, *round)?;
+            self.outbox.withdraw(*kind, *round);
         }
         for it in refused {
             it.port.refuse(format!("the {} of round {} is given up: {why}", it.kind, it.round));
         }
-        Ok(())
     }
 
     /// Answers everybody whose call is on chain.

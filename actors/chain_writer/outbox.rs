@@ -1,4 +1,7 @@
 //! What the chain is to say of this node, on disk before it is sent: the reason nothing is written twice or forgotten.
+//!
+//! Where the disk is full, nothing new is taken in. What is only noted, such as that the chain says it now, is noted in memory and
+//! comes to disk with the next thing: whoever has forgotten it reads the chain before anything is sent.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -7,6 +10,7 @@ use std::sync::Arc;
 use convoke::chain::commitment::{Commitment, Identity, ManifestVote, Seal};
 use convoke::terms::{Block, BlockHash, Hotkey, ManifestHash, Round, Uid, Weight};
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
 use crate::disk::Disk;
 use crate::store::{StoreError, read_file, write_file};
@@ -43,7 +47,7 @@ impl fmt::Display for Kind {
 }
 
 /// What is written to disk.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Content {
     /// The chain that all this is for: on another one none of it is due, and none of it is done.
     genesis: BlockHash,
@@ -94,38 +98,48 @@ impl Outbox {
         write_file(&*self.disk, &self.path, &bytes)
     }
 
-    pub fn put_identity(&mut self, identity: Identity) -> Result<(), StoreError> {
+    fn note(&mut self) {
+        if let Err(error) = self.save() {
+            warn!(%error, "the outbox is noted in memory, and will be written with the next thing that is put in it");
+        }
+    }
+
+    /// A change that counts only if it is on disk.
+    fn take_in(&mut self, change: impl FnOnce(&mut Self)) -> Result<(), StoreError> {
+        let before = (self.commitment, self.content.clone());
+        change(self);
+        self.save().inspect_err(|_| (self.commitment, self.content) = before)
+    }
+
+    /// The identity is proven anew by every process.
+    pub fn put_identity(&mut self, identity: Identity) {
         if self.commitment.identity != Some(identity) {
             (self.commitment.identity, self.content.identity_done) = (Some(identity), None);
-            self.save()?;
+            self.note();
         }
-        Ok(())
     }
 
     pub fn put_seal(&mut self, seal: Seal) -> Result<(), StoreError> {
-        if self.commitment.seal != Some(seal) {
-            (self.commitment.seal, self.content.seal_done) = (Some(seal), None);
-            self.save()?;
+        if self.commitment.seal == Some(seal) {
+            return Ok(());
         }
-        Ok(())
+        self.take_in(|it| (it.commitment.seal, it.content.seal_done) = (Some(seal), None))
     }
 
     pub fn put_vote(&mut self, round: Round, manifest: ManifestHash) -> Result<(), StoreError> {
         let vote = ManifestVote { round, manifest };
-        if self.commitment.manifest != Some(vote) {
-            (self.commitment.manifest, self.content.vote_done) = (Some(vote), None);
-            self.save()?;
+        if self.commitment.manifest == Some(vote) {
+            return Ok(());
         }
-        Ok(())
+        self.take_in(|it| (it.commitment.manifest, it.content.vote_done) = (Some(vote), None))
     }
 
     /// Newer weights replace those that were not sent; those of a round that are set already stay.
     pub fn put_weights(&mut self, round: Round, shares: Vec<(Hotkey, f64)>, since: Block) -> Result<(), StoreError> {
-        if self.content.weights.as_ref().is_none_or(|weights| weights.round != round) {
-            self.content.weights = Some(Weights { round, shares, since, done: None });
-            self.save()?;
+        if self.content.weights.as_ref().is_some_and(|weights| weights.round == round) {
+            return Ok(());
         }
-        Ok(())
+        self.take_in(|it| it.content.weights = Some(Weights { round, shares, since, done: None }))
     }
 
     /// The commitment's parts that are not on chain, each with its round; an identity is of no round.
@@ -154,22 +168,22 @@ impl Outbox {
     }
 
     /// The chain says this commitment, since this block.
-    pub fn committed(&mut self, commitment: &Commitment, block: Block) -> Result<(), StoreError> {
+    pub fn committed(&mut self, commitment: &Commitment, block: Block) {
         let done = |same: bool, before: Option<Block>| if same { before.or(Some(block)) } else { before };
         let (own, content) = (&self.commitment, &mut self.content);
         content.identity_done = done(own.identity == commitment.identity, content.identity_done);
         content.seal_done = done(own.seal == commitment.seal, content.seal_done);
         content.vote_done = done(own.manifest == commitment.manifest, content.vote_done);
-        self.save()
+        self.note();
     }
 
     /// The chain has these weights, since this block.
-    pub fn weights_set(&mut self, round: Round, block: Block, set: Vec<(Uid, Weight)>) -> Result<(), StoreError> {
+    pub fn weights_set(&mut self, round: Round, block: Block, set: Vec<(Uid, Weight)>) {
         if let Some(weights) = self.content.weights.as_mut().filter(|weights| weights.round == round) {
             weights.done = Some(block);
             self.content.last_weights = set;
         }
-        self.save()
+        self.note();
     }
 
     /// The block since which the chain says it.
@@ -188,17 +202,17 @@ impl Outbox {
     }
 
     /// What is not on chain and no longer of use is not sent.
-    pub fn withdraw(&mut self, kind: Kind, round: Round) -> Result<(), StoreError> {
+    pub fn withdraw(&mut self, kind: Kind, round: Round) {
         if self.done(kind, round).is_some() {
-            return Ok(());
+            return;
         }
         match kind {
-            Kind::Identity => return Ok(()),
+            Kind::Identity => return,
             Kind::Seal => self.commitment.seal = self.commitment.seal.filter(|seal| seal.round != round),
             Kind::Vote => self.commitment.manifest = self.commitment.manifest.filter(|vote| vote.round != round),
             Kind::Weights => self.content.weights = self.content.weights.take().filter(|it| it.round != round),
         }
-        self.save()
+        self.note();
     }
 }
 
@@ -206,6 +220,8 @@ impl Outbox {
 mod tests {
     use super::*;
     use crate::disk::Files;
+    use crate::fake::disk::FakeDisk;
+    use crate::fake::fence::Fence;
 
     const CHAIN: BlockHash = BlockHash([7; 32]);
 
@@ -236,7 +252,7 @@ mod tests {
         outbox.put_seal(seal(3)).unwrap();
         let mut outbox = load(&dir, CHAIN);
         assert_eq!(outbox.due(), [(Kind::Seal, Round(3))]);
-        outbox.committed(&outbox.commitment(), Block(9)).unwrap();
+        outbox.committed(&outbox.commitment(), Block(9));
         let outbox = load(&dir, CHAIN);
         assert_eq!((outbox.due(), outbox.done(Kind::Seal, Round(3))), (vec![], Some(Block(9))));
     }
@@ -245,7 +261,7 @@ mod tests {
     fn on_another_chain_nothing_is_due_or_done() {
         let (dir, mut outbox) = outbox();
         outbox.put_seal(seal(3)).unwrap();
-        outbox.committed(&outbox.commitment(), Block(9)).unwrap();
+        outbox.committed(&outbox.commitment(), Block(9));
         outbox.put_vote(Round(3), ManifestHash([1; 32])).unwrap();
         let other = load(&dir, BlockHash([8; 32]));
         assert_eq!((other.due(), other.done(Kind::Seal, Round(3))), (vec![], None));
@@ -256,7 +272,7 @@ mod tests {
     fn the_same_seal_is_not_due_twice_and_another_one_is() {
         let (_dir, mut outbox) = outbox();
         outbox.put_seal(seal(3)).unwrap();
-        outbox.committed(&outbox.commitment(), Block(9)).unwrap();
+        outbox.committed(&outbox.commitment(), Block(9));
         outbox.put_seal(seal(3)).unwrap();
         assert_eq!(outbox.due(), []);
         outbox.put_seal(seal(4)).unwrap();
@@ -269,18 +285,37 @@ mod tests {
         outbox.put_vote(Round(1), ManifestHash([1; 32])).unwrap();
         let sent = outbox.commitment();
         outbox.put_vote(Round(1), ManifestHash([2; 32])).unwrap();
-        outbox.committed(&sent, Block(5)).unwrap();
+        outbox.committed(&sent, Block(5));
         assert_eq!(outbox.due(), [(Kind::Vote, Round(1))]);
+    }
+
+    #[test]
+    fn on_a_full_disk_nothing_is_taken_in_and_what_was_there_stays() {
+        let disk = FakeDisk::new();
+        let load = || Outbox::load(Arc::new(disk.mount(Fence::new())), PathBuf::from("/outbox"), CHAIN);
+        let mut outbox = load();
+        outbox.put_seal(seal(3)).unwrap();
+        disk.set_full(true);
+        assert!(outbox.put_seal(seal(4)).is_err());
+        assert!(outbox.put_vote(Round(4), ManifestHash([1; 32])).is_err());
+        assert!(outbox.put_weights(Round(4), vec![], Block(1)).is_err());
+        assert_eq!((outbox.due(), outbox.weights_due().is_some()), (vec![(Kind::Seal, Round(3))], false));
+        outbox.committed(&outbox.commitment(), Block(9));
+        assert_eq!(outbox.due(), []);
+        assert_eq!(load().due(), [(Kind::Seal, Round(3))], "who has forgotten it reads the chain");
+        disk.set_full(false);
+        outbox.put_seal(seal(4)).unwrap();
+        assert_eq!(load().due(), [(Kind::Seal, Round(4))]);
     }
 
     #[test]
     fn what_is_withdrawn_is_not_sent() {
         let (_dir, mut outbox) = outbox();
         outbox.put_seal(seal(3)).unwrap();
-        outbox.withdraw(Kind::Seal, Round(3)).unwrap();
+        outbox.withdraw(Kind::Seal, Round(3));
         assert_eq!(outbox.due(), []);
         outbox.put_weights(Round(3), vec![], Block(1)).unwrap();
-        outbox.withdraw(Kind::Weights, Round(3)).unwrap();
+        outbox.withdraw(Kind::Weights, Round(3));
         assert!(outbox.weights_due().is_none());
     }
 }

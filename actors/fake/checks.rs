@@ -95,7 +95,9 @@ impl Checks {
         if !self.nodes[node].is_honest {
             return;
         }
-        let round = line.round.unwrap_or_default();
+        // What belongs to no round is told in the newest.
+        let newest = || self.ends.last_key_value().map(|(round, _)| round.next());
+        let round = line.round.or_else(newest).unwrap_or_default();
         match &line.event {
             Event::OuterStep { digest, contributors, .. } => {
                 self.ended(node, round, Some(*digest));
