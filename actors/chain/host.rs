@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use convoke::chain::commit_reveal::Moment;
 use convoke::chain::timelock::{LocalBeacon, LockedWeights, SeededRng};
-use convoke::chain::{Call, Genesis, GenesisError, Ledger, Metagraph, SignedCall};
+use convoke::chain::{Call, Era, Genesis, GenesisError, Ledger, Metagraph, VerifiedCall};
 use convoke::hotkey::HotkeyPair;
 use convoke::terms::{Block, BlockHash, Hotkey, Stake, Uid, Weight};
 use serde::{Deserialize, Serialize};
@@ -421,7 +421,7 @@ fn weights_call(
     call.map_err(|error| ChainError::Foreign { reason: error.to_string() })
 }
 
-/// Signs the call on the best block and puts it into the pool, at once; its fate comes with the future.
+/// Makes the call on the best block and puts it into the pool, at once; its fate comes with the future.
 fn submit(shared: &Shared, signer: &HotkeyPair, call: Call) -> ChainFuture<'static, Outcome> {
     let answer = enter_pool(shared, signer, call);
     Box::pin(async move {
@@ -430,6 +430,20 @@ fn submit(shared: &Shared, signer: &HotkeyPair, call: Call) -> ChainFuture<'stat
             Err(outcome) => Ok(outcome),
         }
     })
+}
+
+/// A call in the name of somebody whose key this process holds: nobody is there who could have forged it, or before whom it would have to
+/// be proven, so that it is signed by nobody.
+fn own_call(account: Hotkey, era: &Era, nonce: u64, call: Call) -> VerifiedCall {
+    let (birth, period) = (era.birth, era.period);
+    let mut hasher = blake3::Hasher::new_derive_key("convoke 2026-11 hosted chain own call v1");
+    hasher.update(&account.0);
+    for number in [nonce, birth, period] {
+        hasher.update(&number.to_le_bytes());
+    }
+    hasher.update(&era.birth_hash.0);
+    hasher.update(&postcard::to_allocvec(&call).expect("plain numbers and bytes encode"));
+    VerifiedCall::trust(*hasher.finalize().as_bytes(), account, nonce, (birth, period), call)
 }
 
 type Fate = tokio::sync::oneshot::Receiver<Outcome>;
@@ -441,9 +455,9 @@ fn enter_pool(shared: &Shared, signer: &HotkeyPair, call: Call) -> Result<Result
     }
     let account = signer.hotkey();
     let nonce = chain.pool.next_nonce(&account, chain.ledger.nonce(&account));
-    let call = SignedCall::sign(signer, &shared.genesis, &chain.ledger.era(), nonce, call);
+    let call = own_call(account, &chain.ledger.era(), nonce, call);
     // One that waits for those before it may be valid when its turn comes.
-    if let Err(invalid) = chain.ledger.validate(&call)
+    if let Err(invalid) = chain.ledger.validate_verified(&call)
         && let Some(outcome) = rejected(invalid, &call, &chain.ledger.metagraph())
     {
         return Ok(Err(outcome));

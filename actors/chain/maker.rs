@@ -29,10 +29,10 @@ pub(super) async fn make_block(shared: &Arc<Shared>) -> Result<BlockRef, ChainEr
     };
     let timestamp_ms = timestamp_ms(shared, ledger.header().timestamp_ms);
     ledger.follow(&shared.beacon, timestamp_ms);
-    let (_, receipts) = ledger.step(timestamp_ms, &calls);
+    let (_, receipts) = ledger.step_verified(timestamp_ms, calls);
     let view = View::of(&ledger, committed);
     let ledger = persist(store, ledger, view.clone()).await?;
-    debug!(block = view.block.number.0, hash = view.block.hash.short(), calls = calls.len(), "block made");
+    debug!(block = view.block.number.0, hash = view.block.hash.short(), calls = receipts.len(), "block made");
 
     let mut chain = shared.chain();
     chain.pool.settle(&view.block, &receipts, &view.metagraph);

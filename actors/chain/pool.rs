@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use convoke::chain::{AccountId, Call, Invalid, Metagraph, Receipt, SignedCall, Verdict};
+use convoke::chain::{AccountId, Call, Invalid, Metagraph, Receipt, VerifiedCall, Verdict};
 use convoke::terms::{Block, Hotkey};
 use tokio::sync::oneshot;
 
@@ -27,7 +27,7 @@ pub enum CallFault {
 }
 
 struct Waiting {
-    call: SignedCall,
+    call: VerifiedCall,
     hash: [u8; 32],
     not_before: Block,
     is_lost: bool,
@@ -39,7 +39,7 @@ struct Waiting {
 pub(super) struct Pool {
     waiting: Vec<Waiting>,
     /// Calls in blocks that a fork may yet drop, each with its block, in the order of the chain.
-    included: VecDeque<(Block, SignedCall)>,
+    included: VecDeque<(Block, VerifiedCall)>,
     faults: BTreeMap<Hotkey, CallFault>,
 }
 
@@ -58,7 +58,7 @@ impl Pool {
     }
 
     /// Takes a call that was found valid on `best`; its fate comes over the channel.
-    pub(super) fn insert(&mut self, call: SignedCall, best: Block) -> Result<oneshot::Receiver<Outcome>, Outcome> {
+    pub(super) fn insert(&mut self, call: VerifiedCall, best: Block) -> Result<oneshot::Receiver<Outcome>, Outcome> {
         if self.waiting.len() >= WAITING_MAX {
             return Err(Outcome::PoolRejected { code: IMMEDIATELY_DROPPED, custom: None, class: Class::Transient });
         }
@@ -74,12 +74,12 @@ impl Pool {
                 debug_assert!(heard.is_ok(), "the receiver is held here");
             }
         }
-        self.waiting.push(Waiting { hash: call.hash(), call, not_before, is_lost, answer });
+        self.waiting.push(Waiting { hash: call.hash, call, not_before, is_lost, answer });
         Ok(fate)
     }
 
     /// The calls that this block may hold, in order of arrival; they stay until [`Self::settle`].
-    pub(super) fn ready(&self, block: Block) -> Vec<SignedCall> {
+    pub(super) fn ready(&self, block: Block) -> Vec<VerifiedCall> {
         let is_ready = |waiting: &&Waiting| !waiting.is_lost && waiting.not_before <= block;
         self.waiting.iter().filter(is_ready).map(|waiting| waiting.call.clone()).collect()
     }
@@ -117,7 +117,7 @@ impl Pool {
         let again = self.included.split_off(kept).into_iter().map(|(_, call)| {
             // Its sender was answered, and hears nothing more.
             let (answer, _) = oneshot::channel();
-            Waiting { hash: call.hash(), call, not_before: Block(0), is_lost: false, answer }
+            Waiting { hash: call.hash, call, not_before: Block(0), is_lost: false, answer }
         });
         let waiting = std::mem::take(&mut self.waiting);
         for waiting in again.chain(waiting) {
@@ -138,7 +138,7 @@ impl Pool {
 }
 
 /// The outcome of a verdict; none while the call may still enter a later block.
-fn outcome(verdict: &Verdict, call: &SignedCall, block: &BlockRef, metagraph: &Metagraph) -> Option<Outcome> {
+fn outcome(verdict: &Verdict, call: &VerifiedCall, block: &BlockRef, metagraph: &Metagraph) -> Option<Outcome> {
     match verdict {
         Verdict::Included { result: Ok(()), .. } => Some(Outcome::Included { block: block.number, hash: block.hash }),
         Verdict::Included { result: Err(error), .. } => {
@@ -150,7 +150,7 @@ fn outcome(verdict: &Verdict, call: &SignedCall, block: &BlockRef, metagraph: &M
 }
 
 /// What a call that is not valid comes to; none if it has only to wait for those before it.
-pub(super) fn rejected(invalid: Invalid, call: &SignedCall, metagraph: &Metagraph) -> Option<Outcome> {
+pub(super) fn rejected(invalid: Invalid, call: &VerifiedCall, metagraph: &Metagraph) -> Option<Outcome> {
     let (custom, class) = match invalid {
         Invalid::Future => return None,
         Invalid::AncientBirthBlock => return Some(Outcome::Expired),
@@ -161,6 +161,6 @@ pub(super) fn rejected(invalid: Invalid, call: &SignedCall, metagraph: &Metagrap
     Some(Outcome::PoolRejected { code: INVALID_TRANSACTION, custom, class })
 }
 
-fn call_retry_at(call: &SignedCall, metagraph: &Metagraph) -> Block {
+fn call_retry_at(call: &VerifiedCall, metagraph: &Metagraph) -> Block {
     retry_at(metagraph, &call.signer, matches!(call.call, Call::SetCommitment { .. }))
 }

@@ -105,6 +105,8 @@ struct World {
     /// When who is born again, what ends when: by the clock, since a chain that stands still makes no blocks to wait for.
     due: BTreeMap<(Instant, u64), Due>,
     n_due: u64,
+    /// The last round in which a bit was to be flipped.
+    flipped: Option<Round>,
 }
 
 /// What happens after a time.
@@ -187,6 +189,7 @@ impl World {
             strikes: BTreeMap::new(),
             due: BTreeMap::new(),
             n_due: 0,
+            flipped: None,
             book,
             scenario,
             members,

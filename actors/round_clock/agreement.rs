@@ -171,7 +171,7 @@ impl Desk {
             let within = desk.within(Phase::Deciding, round);
             let decision = desk.decision(round).await?;
             let (registry, endorsers) = (decision.registry, decision.holders);
-            desk.admit(&registry);
+            desk.admit_others(&registry);
             let null_round = Update::Decided { round, decided: None };
             let Some(hash) = decision.manifest else {
                 let outvoted = outvoted(&registry.claims(round), &desk.parts.keypair.hotkey(), ground.digest);

@@ -1,10 +1,10 @@
 //! What the chain says about a round: who has sealed what, and who has voted for what.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use convoke::chain;
+use convoke::chain::{self, Identity};
 use convoke::round::Voter;
 use convoke::terms::{Block, BlockHash, EndpointId, Hotkey, Round, Stake};
 use tracing::debug;
@@ -44,20 +44,32 @@ impl Desk {
         Ok(Registry { metagraph, members })
     }
 
+    /// Admits those in the registry if they are others than the last time.
+    pub fn admit_others(&self, registry: &Registry) {
+        let is_as_before = {
+            let admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
+            admitted.as_deref() == Some(registry.members.identities())
+        };
+        if !is_as_before {
+            self.admit(registry);
+        }
+    }
+
     /// From now on those in the registry, and nobody else, may connect.
     pub fn admit(&self, registry: &Registry) {
-        let members = registry.metagraph.neurons.iter().filter_map(|neuron| {
-            let identity = registry.members.identity(&neuron.hotkey)?;
+        let identities = registry.members.identities();
+        *self.admitted.lock().unwrap_or_else(PoisonError::into_inner) = Some(identities.to_vec());
+        let peer = |identity: &Identity| {
             let addresses = identity.address.into_iter().collect();
-            Some(Peer { id: identity.endpoint, addresses, start: identity.seq })
-        });
-        drop(self.leaves.peer_sync.cast(peer_sync::Msg::Admit(members.collect())));
+            Peer { id: identity.endpoint, addresses, start: identity.seq }
+        };
+        drop(self.leaves.peer_sync.cast(peer_sync::Msg::Admit(identities.iter().map(peer).collect())));
     }
 
     /// Admits by the newest block, for nodes that have gathered nothing yet.
     pub async fn admit_now(&self) -> Result<(), Trouble> {
         let head = self.parts.chain.heads().borrow().best.number;
-        self.admit(&self.registry(head).await?);
+        self.admit_others(&self.registry(head).await?);
         Ok(())
     }
 

@@ -20,9 +20,10 @@ mod history;
 mod scoring;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use convoke::chain::Identity;
 use convoke::round::{Done, Effect, Event as RoundEvent, Phase, RoundState};
 use convoke::terms::{Block, Digest, Round};
 use ractor::{Actor, ActorProcessingErr, ActorRef, RpcReplyPort};
@@ -106,6 +107,8 @@ struct Desk {
     supervisor: ActorRef<supervisor::Msg>,
     me: ActorRef<Msg>,
     past: Past,
+    /// Whom PeerSync has been told to admit; nobody, while it is new.
+    admitted: Arc<Mutex<Option<Vec<Identity>>>>,
 }
 
 /// What the actor hears.
@@ -181,7 +184,7 @@ impl Actor for RoundClock {
             parts.config.run.gauntlet.rounds_per_weights,
         );
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
-        let desk = Desk { parts, leaves, supervisor, me, past: Past::default() };
+        let desk = Desk { parts, leaves, supervisor, me, past: Past::default(), admitted: Arc::default() };
         desk.start(Round(0), false);
         Ok(State {
             desk,
@@ -204,7 +207,10 @@ impl Actor for RoundClock {
                 }
             }
             Msg::Failed(round, which, trouble) => state.on_trouble(round, which, &trouble).await,
-            Msg::Replaced(leaves) => state.desk.leaves = leaves,
+            Msg::Replaced(leaves) => {
+                state.desk.leaves = leaves;
+                *state.desk.admitted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            }
             Msg::Ping(port) => answer(port, ()),
         }
         Ok(())

@@ -25,6 +25,7 @@ pub struct Member {
 pub struct Registry {
     members: BTreeMap<Hotkey, Member>,
     endpoints: BTreeMap<EndpointId, Hotkey>,
+    identities: Vec<Identity>,
     refused: Vec<(Hotkey, CommitmentError)>,
 }
 
@@ -87,6 +88,8 @@ impl Registry {
         }
         proofs.held.retain(|hotkey, _| registry.members.contains_key(hotkey));
         registry.endpoints = oldest.into_iter().map(|(endpoint, neuron)| (endpoint, neuron.hotkey)).collect();
+        registry.identities =
+            registry.endpoints.values().filter_map(|hotkey| registry.members.get(hotkey)?.commitment.identity).collect();
         registry
     }
 
@@ -109,11 +112,10 @@ impl Registry {
         (self.endpoints.get(&identity.endpoint) == Some(hotkey)).then_some(identity.endpoint)
     }
 
-    /// The identity of this member, if it has one and its endpoint is not an older member's.
+    /// The identities of all members whose endpoint is not an older member's, in the order of endpoints.
     #[must_use]
-    pub fn identity(&self, hotkey: &Hotkey) -> Option<Identity> {
-        self.endpoint(hotkey)?;
-        self.members.get(hotkey)?.commitment.identity
+    pub fn identities(&self) -> &[Identity] {
+        &self.identities
     }
 
     /// Members whose commitment or identity was refused, and why.

@@ -32,6 +32,10 @@ const LOOK_AGAIN_BLOCKS: u64 = 8;
 /// Blocks for which a node is down that registers again: its call is in a block by then.
 const REGISTERING_BLOCKS: u64 = 3;
 
+/// Rounds between two flipped bits, which are the same bit: a validator with most of the stake and somebody who has sealed that share a wrong
+/// θ have decided, and all others are then off what is agreed.
+const FLIPS_APART: u64 = 8;
+
 /// How often a subnet can be numbered anew.
 const N_STRANGERS: u64 = 4;
 
@@ -91,7 +95,14 @@ impl World {
         let round = self.schedule.round_of(block);
         match planned.kind {
             Kind::Die | Kind::LoseLeader => self.doom(planned, round),
-            Kind::Panic | Kind::Hang | Kind::Flip => self.script(&planned, round),
+            Kind::Flip if self.flipped.is_some_and(|last| round.0 < last.0 + FLIPS_APART) => {
+                self.book.entries().log.text("another bit was flipped not long ago");
+            }
+            Kind::Flip => {
+                self.flipped = Some(round);
+                self.script(&planned, round);
+            }
+            Kind::Panic | Kind::Hang => self.script(&planned, round),
             Kind::Rot => self.rot(&planned),
             Kind::Fork => self.fork(&planned),
             _ => {
