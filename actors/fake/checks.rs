@@ -8,12 +8,14 @@
 //! - **C-2**, **C-3**: one content has one encoding, and every parser stands what it is given ([`codec`]).
 //! - **Bounds**: nothing grows with the rounds ([`bounds`]).
 //! - **Reasons**: what an honest node sealed is refused by an honest validator only for what was done to one of the two.
+//! - **G-1**: what a validator says follows from chain and payloads ([`evidence`]).
 //! - **Liveness**: in the calm after trouble every node completes rounds again.
 
 pub mod bounds;
 pub mod codec;
 pub mod conservation;
 pub mod evidence;
+pub mod verdicts;
 
 use std::collections::BTreeMap;
 

@@ -22,6 +22,7 @@
 //!
 //! Reading order: [`world`], [`plan`], [`checks`], then the fakes.
 
+pub mod accomplice;
 pub mod cast;
 pub mod chain;
 pub mod chance;

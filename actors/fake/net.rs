@@ -174,6 +174,13 @@ impl FakeNet {
         Arc::new(Port { wires: Arc::clone(&self.wires), process: Arc::new(process) })
     }
 
+    /// Puts a blob on an endpoint's shelf, past its node: for those whose node knows nothing of it.
+    pub fn plant(&self, endpoint: EndpointId, hash: [u8; 32], bytes: &Bytes, label: Label) {
+        let mut places = self.wires.places();
+        let Some(Place { shelf, process: Some(process), .. }) = places.get_mut(&endpoint) else { return };
+        shelf.keep(&process.gate, hash, bytes, label);
+    }
+
     /// What an endpoint holds and has sent.
     #[must_use]
     pub fn tally(&self, endpoint: EndpointId) -> Tally {

@@ -14,6 +14,7 @@
 
 pub mod habit;
 pub mod quadratic;
+pub mod shared;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use convoke::chain::Place;
 use convoke::round::{Role, Schedule};
+use convoke::run_spec::RunSpec;
 use convoke::sparseloco::Layout;
 use convoke::terms::{Block, Digest, Round};
 use tokio::sync::Notify;
@@ -17,10 +18,12 @@ use tokio::time::{Instant, sleep_until};
 
 use self::book::{Book, Entries, Patrol};
 use self::lives::{Life, Member, config, endpoint, member, role};
+use super::accomplice::Plot;
 use super::cast::Part;
 use super::chance::Chance;
 use super::checks::codec::CheckedOpening;
 use super::checks::evidence::{Ear, Evidence, Public, Rules, Subject};
+use super::checks::verdicts::{Summary, Verdicts};
 use super::checks::{Checks, Violation};
 use super::clock::Clocks;
 use super::lab::Lab;
@@ -28,6 +31,7 @@ use super::log::Log;
 use super::memo::Memo;
 use super::net::FakeNet;
 use super::plan::{CALM_ROUNDS, EPISODE_ROUNDS, FaultSpec, Ground, Planned};
+use super::trainer::shared::Machine;
 use super::weather::Weather;
 use crate::chain::host::development_genesis;
 use crate::chain::{ChainRead, Host, HostConfig, Pace};
@@ -74,6 +78,8 @@ pub struct Report {
     pub judged: u64,
     /// Why how many payloads of honest nodes were refused.
     pub refused: BTreeMap<String, u64>,
+    /// What honest validators say of the miners.
+    pub verdicts: Summary,
     /// The first thing that must not be.
     pub violation: Option<Violation>,
     /// The faults, one by one, as a spec.
@@ -96,6 +102,9 @@ struct World {
     evidence: Option<Evidence>,
     subject: Option<Subject>,
     clocks: Arc<Clocks>,
+    plot: Arc<Plot>,
+    /// Of all that are one of many.
+    machine: Arc<Machine>,
     weather: Arc<Weather>,
     book: Arc<Book>,
     lives: Vec<Option<Life>>,
@@ -164,6 +173,7 @@ impl World {
             log,
             ear: Ear::of(subject),
             checks: Checks::new(&known, first),
+            verdicts: Verdicts::new(members.iter().map(Member::played).collect()),
             doomed: vec![Vec::new(); members.len()],
             dead: Vec::new(),
         };
@@ -172,6 +182,7 @@ impl World {
         let opening: Arc<dyn Opening> = Arc::new(CheckedOpening::new(Arc::new(memo), Arc::clone(&book) as _));
         let patrol = Patrol::new(&members, &layout, &run, chance, first, Arc::clone(&opening));
         let n = members.len();
+        let net = FakeNet::new(Arc::clone(&weather) as _);
         Ok(Self {
             evidence: measure.map(|measure| {
                 let (run_id, opening) = (run.run_id(&Digest::default()), Arc::clone(&opening));
@@ -183,7 +194,9 @@ impl World {
             opening,
             patrol,
             clocks,
-            net: FakeNet::new(Arc::clone(&weather) as _),
+            plot: Arc::new(plot(&members, &net, &layout, &run, chance)),
+            machine: Arc::default(),
+            net,
             lives: (0..n).map(|_| None).collect(),
             births: vec![0; n],
             strikes: BTreeMap::new(),
@@ -305,6 +318,7 @@ impl World {
     }
 
     fn report(self) -> Report {
+        let metagraph = self.host.metagraph();
         let plan = self.plan();
         let judged = self.patrol.conservation.n_judged();
         for life in self.lives.into_iter().flatten() {
@@ -322,9 +336,24 @@ impl World {
             n_faults: plan.len(),
             judged,
             refused: entries.checks.refused().clone(),
+            verdicts: entries.verdicts.summary(|uid| metagraph.by_uid(uid).map(|neuron| neuron.hotkey)),
             violation: entries.checks.first_violation().cloned(),
             plan,
         }
+    }
+}
+
+/// What accomplices know of each other and of those whom they rob.
+fn plot(members: &[Member], net: &FakeNet, layout: &Layout, run: &RunSpec, chance: Chance) -> Plot {
+    let (honest, hostile): (Vec<_>, Vec<_>) =
+        members.iter().filter(|it| it.role.mines()).partition(|it| it.part == Part::Honest);
+    Plot {
+        chance,
+        victims: honest.iter().map(|it| (it.hotkey, endpoint(&it.identity))).collect(),
+        friends: hostile.iter().map(|it| it.hotkey).collect(),
+        net: net.clone(),
+        layout: layout.clone(),
+        spec: run.sparse.clone(),
     }
 }
 

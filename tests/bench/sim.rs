@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
+use convoke_node::fake::checks::verdicts::Summary;
 use convoke_node::fake::lab::QuadraticLab;
 use convoke_node::fake::log::Log;
 use convoke_node::fake::minimise::minimise;
@@ -61,7 +62,10 @@ fn main() -> anyhow::Result<ExitCode> {
     println!("\nBROKEN, {} in round {}: {}", violation.rule, violation.round, violation.what);
     let (fewer, runs) = minimise(&scenario, &report, options.minimise)?;
     println!("{} of {} faults are enough, as {runs} runs have found:", fewer.len(), report.n_faults);
-    println!("cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{}'", written(&fewer, scenario.faults.cast()));
+    println!(
+        "cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{}'",
+        written(&fewer, scenario.faults.cast())
+    );
     Ok(ExitCode::FAILURE)
 }
 
@@ -72,7 +76,22 @@ fn print(report: &Report, scenario: &Scenario, seconds: f64) {
     println!("  {} rounds with an outer step, {} null rounds", report.stepped, report.null);
     println!("  {} payloads applied, {} faults", report.contributions, report.n_faults);
     println!("  honest payloads refused: {:?}", report.refused);
+    print_verdicts(&report.verdicts);
     println!("  log: {} lines, {}", report.n_lines, report.log);
+}
+
+fn print_verdicts(verdicts: &Summary) {
+    let Some(honest) = verdicts.honest_weight() else { return };
+    let (accused, judged) = verdicts.accused;
+    println!(
+        "  honest miners hold {:.1} % of the weight; {accused} of {judged} payloads falsely refused",
+        100.0 * honest
+    );
+    for (part, share) in &verdicts.weight {
+        let of_part = verdicts.refusals.iter().filter(|((who, _), _)| who == part);
+        let reasons: Vec<String> = of_part.map(|((_, reason), n)| format!("{reason} {n}")).collect();
+        println!("    {:<14} {:>5.1} %  refused: {}", part.name(), 100.0 * share, reasons.join(", "));
+    }
 }
 
 /// A panic on purpose is an event; its text on the terminal would be noise.

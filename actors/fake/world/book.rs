@@ -21,6 +21,7 @@ use crate::fake::checks::bounds::{Bounds, Crowds, Size};
 use crate::fake::checks::codec::{self, Broken};
 use crate::fake::checks::conservation::{Conservation, Deltas, Place};
 use crate::fake::checks::evidence::Ear;
+use crate::fake::checks::verdicts::Verdicts;
 use crate::fake::checks::{Checks, Found, Violation};
 use crate::fake::fence::Fence;
 use crate::fake::log::Log;
@@ -41,6 +42,7 @@ pub(super) struct Book {
 pub(super) struct Entries {
     pub log: Log,
     pub checks: Checks,
+    pub verdicts: Verdicts,
     /// What one validator says.
     pub ear: Ear,
     /// Deaths that wait for their phase, by node.
@@ -203,6 +205,7 @@ impl Witness for Eye {
         let entries = &mut *entries;
         entries.log.event(&line);
         entries.checks.event(self.node, &line);
+        entries.verdicts.event(self.node, &line);
         entries.ear.event(self.node, &line);
         let (Event::PhaseStarted { phase }, Some(round)) = (&line.event, line.round) else { return };
         let doomed = &mut entries.doomed[self.node];

@@ -9,16 +9,20 @@ use convoke::terms::{Digest, EndpointId, Hotkey, Round, Stake};
 
 use super::book::Eye;
 use super::{BLOCK_TIME, Due, NETUID, World};
+use crate::chain::ChainWrite;
 use crate::config::{Layers, NodeConfig};
 use crate::events::Events;
+use crate::fake::accomplice::Accomplice;
 use crate::fake::cast::Part;
 use crate::fake::chain::Port;
 use crate::fake::chance::Chance;
+use crate::fake::checks::verdicts::Played;
 use crate::fake::disk::FakeDisk;
 use crate::fake::fence::Fence;
 use crate::fake::lab::Lab;
 use crate::fake::two_faced::TwoFaced;
 use crate::faults::Faults;
+use crate::gpu_worker::Trainers;
 use crate::identity::Identity;
 use crate::node::{Node, Parts, journal};
 use crate::store::Store;
@@ -56,6 +60,13 @@ pub(super) struct Member {
     pub disk: FakeDisk,
 }
 
+impl Member {
+    /// For those who count.
+    pub fn played(&self) -> Played {
+        Played { hotkey: self.hotkey, role: self.role, part: self.part }
+    }
+}
+
 /// A node that lives.
 pub(super) struct Life {
     pub node: Node,
@@ -91,6 +102,15 @@ impl World {
         Ok(())
     }
 
+    fn trainers(&self, idx: usize) -> Arc<dyn Trainers> {
+        let (seed, part) = (self.scenario.seed, self.members[idx].part);
+        let trainers = self.scenario.lab.trainers(seed, &part.habit(self.first));
+        match part {
+            Part::Sybil => self.machine.trainers(Chance::new(Chance::new(seed).draw("sybil", &[idx as u64])), trainers),
+            _ => trainers,
+        }
+    }
+
     fn parts(&self, idx: usize, fence: &Fence) -> anyhow::Result<(Parts, Option<Round>)> {
         let member = &self.members[idx];
         let config = config(&format!("n{idx}"), member.role, &*self.scenario.lab)?;
@@ -106,13 +126,20 @@ impl World {
         let proven = Proven::prove(&member.identity.endpoint, &place, &member.hotkey, self.births[idx], None);
         let write = self.host.connect(member.identity.keypair());
         let write = TwoFaced::new(write, Arc::clone(&self.weather), idx, fence.clone());
-        let port = Port::new(self.clocks.reader(idx), write, fence.clone());
-        let habit = member.part.habit(self.first);
+        let read = self.clocks.reader(idx);
+        let write: Arc<dyn ChainWrite> = match member.part {
+            Part::CopyExact | Part::CopySigned | Part::CopyPerturbed | Part::Colluder | Part::WeightCopier => {
+                let keys = (member.identity.keypair(), endpoint(&member.identity));
+                Accomplice::new(member.part, keys, Arc::clone(&read), write, Arc::clone(&self.plot))
+            }
+            _ => write,
+        };
+        let port = Port::new(read, write, fence.clone());
         let parts = Parts {
             run_id,
             layout: self.layout.clone(),
             schedule: self.schedule.clone(),
-            trainers: self.patrol.deltas.watch(idx, self.scenario.lab.trainers(self.scenario.seed, &habit)),
+            trainers: self.patrol.deltas.watch(idx, self.trainers(idx)),
             store,
             keypair: member.identity.keypair(),
             identity: proven,
