@@ -40,6 +40,8 @@ pub struct State {
     parts: Arc<Parts>,
     transport: Arc<dyn PeerNet>,
     newest: Round,
+    /// What the metrics were told last.
+    told: Told,
 }
 
 /// One blob to get.
@@ -122,7 +124,7 @@ impl Actor for PeerSync {
     async fn pre_start(&self, _: ActorRef<Msg>, parts: Arc<Parts>) -> Result<State, ActorProcessingErr> {
         let transport = parts.transport.acquire().await?;
         parts.addresses.insert(transport.id(), transport.address());
-        Ok(State { parts, transport, newest: Round(0) })
+        Ok(State { parts, transport, newest: Round(0), told: Told::default() })
     }
 
     async fn handle(&self, _: ActorRef<Msg>, msg: Msg, state: &mut State) -> Result<(), ActorProcessingErr> {
@@ -158,7 +160,11 @@ impl Actor for PeerSync {
             }
             Msg::Head(block) => {
                 state.transport.set_head(block);
-                record(&state.parts.journal.metrics, state.transport.stats());
+                let counts = Told::read(state.transport.stats());
+                if counts != state.told {
+                    counts.record(&state.parts.journal.metrics);
+                    state.told = counts;
+                }
             }
         }
         Ok(())
@@ -239,13 +245,32 @@ async fn forget_before(transport: &dyn PeerNet, oldest: Option<Round>) {
     }
 }
 
-/// Copies the transport's counts, which outlive this actor, into the metrics.
-fn record(metrics: &Metrics, stats: &Stats) {
-    for reason in Refusal::ALL {
-        metrics.peer_sync.refused.with([reason.name()]).absolute(stats.refused(reason));
+/// The transport's counts, which outlive this actor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Told {
+    refused: [u64; Refusal::ALL.len()],
+    bytes_in: u64,
+    bytes_out: u64,
+    peers: u64,
+}
+
+impl Told {
+    fn read(stats: &Stats) -> Self {
+        let read = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
+        Self {
+            refused: Refusal::ALL.map(|reason| stats.refused(reason)),
+            bytes_in: read(&stats.bytes_down),
+            bytes_out: read(&stats.bytes_up),
+            peers: read(&stats.connections_in) + read(&stats.connections_out),
+        }
     }
-    let read = |count: &std::sync::atomic::AtomicU64| count.load(std::sync::atomic::Ordering::Relaxed);
-    metrics.peer_sync.bytes.with(["in"]).absolute(read(&stats.bytes_down));
-    metrics.peer_sync.bytes.with(["out"]).absolute(read(&stats.bytes_up));
-    metrics.peer_sync.peers.set((read(&stats.connections_in) + read(&stats.connections_out)) as f64);
+
+    fn record(&self, metrics: &Metrics) {
+        for (reason, count) in Refusal::ALL.into_iter().zip(self.refused) {
+            metrics.peer_sync.refused.with([reason.name()]).absolute(count);
+        }
+        metrics.peer_sync.bytes.with(["in"]).absolute(self.bytes_in);
+        metrics.peer_sync.bytes.with(["out"]).absolute(self.bytes_out);
+        metrics.peer_sync.peers.set(self.peers as f64);
+    }
 }

@@ -300,10 +300,12 @@ impl<'a> Batch<'a> {
         if let Err(error) = search.want.size.check(bytes.len() as u64) {
             return Answer { at: answer_at, outcome: Err(error) };
         }
+        let kept = bytes.as_ptr();
         let bytes = self.as_sent(&link, id, &search.want, bytes);
         let n_bytes = (bytes.len() as u64).saturating_sub(search.received);
         let sent = Sent { holder: chosen, sender, n_bytes, n_copies: 1 + u64::from(link.repeats) };
-        let is_right = *blake3::hash(&bytes).as_bytes() == hash;
+        // What lies on a shelf has the hash under which it lies.
+        let is_right = bytes.as_ptr() == kept || *blake3::hash(&bytes).as_bytes() == hash;
         let begun = self.busy.get(&id).map_or(answer_at, |busy| answer_at.max(*busy));
         let (done, got) = match link.bytes_per_second {
             None => (answer_at, n_bytes),
