@@ -23,7 +23,7 @@ use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
 use crate::pages::Pages;
 use crate::pool::Threads;
-use crate::store::{put_f32s, take_pages};
+use crate::store::{chain, put_f32s, take_pages};
 use crate::workbench::{Bench, Place, Workbench};
 
 /// The boundary's section in the store.
@@ -488,14 +488,4 @@ fn read_boundary(parts: &Parts, round: Round) -> Option<(BoundaryHead, Pages, Pa
 
 fn norm(values: &[f32]) -> f64 {
     values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }

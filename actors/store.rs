@@ -273,6 +273,18 @@ pub fn read_file(disk: &dyn Disk, path: &Path) -> Result<Vec<u8>, StoreError> {
     Ok(bytes)
 }
 
+/// An error and what it came from, for one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
 /// Little-endian bytes of numbers, for a section.
 pub fn put_f32s(bytes: &mut Vec<u8>, numbers: &[f32]) {
     bytes.reserve(numbers.len() * 4);

@@ -15,8 +15,8 @@ const NODES: usize = 16;
 const ROUNDS: u64 = 60;
 
 fn scenario(seed: u64, (nodes, rounds): (usize, u64), faults: &str) -> Report {
-    let faults: FaultSpec = faults.parse().unwrap();
     let replay = format!("cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{faults}'");
+    let faults: FaultSpec = faults.parse().unwrap();
     let scenario = Scenario { seed, nodes, rounds, faults, lab: Arc::new(QuadraticLab) };
     let report = simulate(scenario, Log::default()).unwrap();
     if let Some(violation) = &report.violation {

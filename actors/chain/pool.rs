@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use convoke::chain::{AccountId, Call, Invalid, Metagraph, Receipt, VerifiedCall, Verdict};
+use convoke::chain::{AccountId, Call, Invalid, Metagraph, Receipt, Verdict, VerifiedCall};
 use convoke::terms::{Block, Hotkey};
 use tokio::sync::oneshot;
 

@@ -292,7 +292,9 @@ mod tests {
     #[test]
     fn on_a_full_disk_nothing_is_taken_in_and_what_was_there_stays() {
         let disk = FakeDisk::new();
-        let load = || Outbox::load(Arc::new(disk.mount(Fence::new())), PathBuf::from("/outbox"), CHAIN);
+        let mounted: Arc<dyn Disk> = Arc::new(disk.mount(Fence::new()));
+        mounted.create_dir_all(std::path::Path::new("/node")).unwrap();
+        let load = || Outbox::load(Arc::clone(&mounted), PathBuf::from("/node/outbox"), CHAIN);
         let mut outbox = load();
         outbox.put_seal(seal(3)).unwrap();
         disk.set_full(true);

@@ -75,9 +75,16 @@ impl Accomplice {
     async fn copied(&self, mut commitment: Commitment) -> Commitment {
         let Some(own) = commitment.seal else { return commitment };
         if let Some((victim, seal)) = self.victim_of(own.round).await {
-            commitment.seal = self.forged(&own, victim, seal);
+            commitment.seal = self.forged(&own, self.slot().await, victim, seal);
         }
         commitment
+    }
+
+    /// The own slot.
+    async fn slot(&self) -> Uid {
+        let best = self.read.heads().borrow().best.number;
+        let metagraph = self.read.metagraph(best).await.ok();
+        metagraph.and_then(|it| it.by_hotkey(&self.pair.hotkey()).map(|neuron| neuron.uid)).unwrap_or_default()
     }
 
     /// An honest miner whose seal of this round is on chain, as soon as there is one.
@@ -104,7 +111,7 @@ impl Accomplice {
     }
 
     /// The own seal for what is another's; none where the other's bytes are not to be had.
-    fn forged(&self, own: &Seal, victim: EndpointId, seal: Seal) -> Option<Seal> {
+    fn forged(&self, own: &Seal, uid: Uid, victim: EndpointId, seal: Seal) -> Option<Seal> {
         if self.part == Part::CopyExact {
             // That θ is held, each shows for himself.
             return Some(Seal { holding: own.holding, ..seal });
@@ -121,7 +128,7 @@ impl Accomplice {
             }
         }
         let body = encode(layout, spec, &mut vec![0.0; values.len()], &values).ok()?.body;
-        let header = Header { hotkey: self.pair.hotkey(), ..*payload.header() };
+        let header = Header { hotkey: self.pair.hotkey(), uid, ..*payload.header() };
         let payload = Payload::seal(header, layout, spec, body, &self.pair);
         let coded = Bytes::from(transport::encode(&payload, layout, spec));
         let hash = *blake3::hash(&coded).as_bytes();

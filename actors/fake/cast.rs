@@ -141,7 +141,10 @@ impl Cast {
     #[must_use]
     pub fn with(mut self, name: &str, share: f64) -> Option<Self> {
         if name == "hostile" {
-            let parts: Vec<Part> = Part::HOSTILE.into_iter().filter(|part| !part.is_validators()).collect();
+            // One of many that is alone is an honest miner: there are twice as many of them as of others.
+            let parts = Part::HOSTILE.into_iter().filter(|part| !part.is_validators()).chain([Part::Sybil]);
+            let mut parts: Vec<Part> = parts.collect();
+            parts.sort_unstable();
             let each = share / parts.len() as f64;
             self.shares.extend(parts.into_iter().map(|part| (part, each)));
         } else {

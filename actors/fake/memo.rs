@@ -1,7 +1,7 @@
 //! What many nodes work out of the same bytes is worked out once.
 //!
 //! The key of an answer is the content of all that it depends on, and the first answer comes from the real function. Nothing that
-//! belongs to one node is shared. One answer in [`LOOK_AGAIN`] is worked out again and compared, so that a memo that lied would be
+//! belongs to one node is shared. One answer in `LOOK_AGAIN` is worked out again and compared, so that a memo that lied would be
 //! found by every longer run.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -29,11 +29,14 @@ const REGISTRIES_MAX: usize = 64;
 #[derive(Debug)]
 pub struct Memo {
     anew: Anew,
-    payloads: Mutex<Generations<(Arc<[u8]>, Arc<Payload>)>>,
+    payloads: Mutex<Generations<Opened>>,
     holdings: Mutex<Generations<Digest>>,
     copies: Mutex<Generations<Vec<CopyFound>>>,
     registries: Mutex<VecDeque<Read>>,
 }
+
+/// A transport coding, and the payload in it.
+type Opened = (Arc<[u8]>, Arc<Payload>);
 
 /// What was read of one block. While it is held nothing else can be in its place in memory, so that the place is its name.
 #[derive(Debug)]

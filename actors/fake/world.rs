@@ -30,7 +30,7 @@ use super::lab::Lab;
 use super::log::Log;
 use super::memo::Memo;
 use super::net::FakeNet;
-use super::plan::{CALM_ROUNDS, EPISODE_ROUNDS, FaultSpec, Ground, Planned};
+use super::plan::{EPISODE_ROUNDS, FaultSpec, Ground, Planned};
 use super::trainer::shared::Machine;
 use super::weather::Weather;
 use crate::chain::host::development_genesis;
@@ -148,19 +148,7 @@ impl World {
         let parts = scenario.faults.cast().assign(scenario.seed, &roles);
         let members = parts.into_iter().enumerate().map(|(idx, part)| member(idx, part, scenario.seed));
         let members: Vec<Member> = members.collect();
-        let mut genesis = development_genesis(NETUID, scenario.seed);
-        genesis.timestamp_ms = BEGINNING_MS;
-        let pace = HostConfig {
-            block_time: BLOCK_TIME,
-            finality_depth: run.timing.finality_depth,
-            pace: Pace::Virtual,
-            file: None,
-        };
-        genesis.neurons = strikes::strangers(scenario.seed, members.len());
-        let host = Host::start(&genesis, pace)?;
-        for member in &members {
-            host.dev_register(member.hotkey, member.stake).await?;
-        }
+        let host = host(scenario.seed, run.timing.finality_depth, &members).await?;
         let reader = host.reader();
         let clocks = Clocks::new(Arc::clone(&reader), members.len());
         let first = schedule.round_of(reader.heads().borrow().best.number).next();
@@ -314,7 +302,6 @@ impl World {
         if is_first_block && since > 0 && since % EPISODE_ROUNDS == 0 {
             self.book.entries().checks.calm(round, Round(round.0 - 2));
         }
-        debug_assert!(CALM_ROUNDS >= 4);
     }
 
     fn report(self) -> Report {
@@ -341,6 +328,19 @@ impl World {
             plan,
         }
     }
+}
+
+/// A chain on which all nodes have their slots.
+async fn host(seed: u64, finality_depth: u64, members: &[Member]) -> anyhow::Result<Host> {
+    let mut genesis = development_genesis(NETUID, seed);
+    genesis.timestamp_ms = BEGINNING_MS;
+    genesis.neurons = strikes::strangers(seed, members.len());
+    let pace = HostConfig { block_time: BLOCK_TIME, finality_depth, pace: Pace::Virtual, file: None };
+    let host = Host::start(&genesis, pace)?;
+    for member in members {
+        host.dev_register(member.hotkey, member.stake).await?;
+    }
+    Ok(host)
 }
 
 /// What accomplices know of each other and of those whom they rob.

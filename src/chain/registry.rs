@@ -88,8 +88,11 @@ impl Registry {
         }
         proofs.held.retain(|hotkey, _| registry.members.contains_key(hotkey));
         registry.endpoints = oldest.into_iter().map(|(endpoint, neuron)| (endpoint, neuron.hotkey)).collect();
-        registry.identities =
-            registry.endpoints.values().filter_map(|hotkey| registry.members.get(hotkey)?.commitment.identity).collect();
+        registry.identities = registry
+            .endpoints
+            .values()
+            .filter_map(|hotkey| registry.members.get(hotkey)?.commitment.identity)
+            .collect();
         registry
     }
 

@@ -322,7 +322,7 @@ impl<M: Machine, F: Fn(&Setting) -> M> Storm<'_, M, F> {
         self.late.extend(self.rules.restart());
         self.machine = (self.make)(&self.setting);
         self.report.restarts += 1;
-        if choice % 2 == 0 {
+        if choice.is_multiple_of(2) {
             return Ok(());
         }
         self.tell(Event::Head(self.confirmed()))?;

@@ -6,12 +6,14 @@
 #![expect(clippy::print_stdout, reason = "it simulates, and says what came of it")]
 #![allow(clippy::disallowed_methods, reason = "how long a simulation takes is measured")]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
+use convoke_node::fake::cast::Part;
 use convoke_node::fake::checks::verdicts::Summary;
 use convoke_node::fake::lab::QuadraticLab;
 use convoke_node::fake::log::Log;
@@ -40,6 +42,9 @@ struct Options {
     /// Writes the events there.
     #[arg(long)]
     log: Option<PathBuf>,
+    /// Goes on with the next seed, and the next, until so many minutes are over or something is wrong.
+    #[arg(long)]
+    minutes: Option<u64>,
     /// Runs that are made at most to make a failing list of faults shorter.
     #[arg(long, default_value_t = 40)]
     minimise: usize,
@@ -51,7 +56,20 @@ struct Options {
 fn main() -> anyhow::Result<ExitCode> {
     let options = Options::parse();
     silence_faults();
-    let Options { seed, nodes, rounds, .. } = options;
+    let begun = Instant::now();
+    let minutes = Duration::from_secs(60 * options.minutes.unwrap_or(0));
+    for seed in options.seed.. {
+        let found = run(&options, seed)?;
+        if found != ExitCode::SUCCESS || begun.elapsed() >= minutes {
+            return Ok(found);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One run, and if something is wrong the shortest way to it that is found.
+fn run(options: &Options, seed: u64) -> anyhow::Result<ExitCode> {
+    let Options { nodes, rounds, .. } = *options;
     let scenario = Scenario { seed, nodes, rounds, faults: options.faults.clone(), lab: Arc::new(QuadraticLab) };
     let log = options.log.as_deref().map_or_else(|| Ok(Log::default()), Log::to_file)?;
     let started = Instant::now();
@@ -60,12 +78,13 @@ fn main() -> anyhow::Result<ExitCode> {
     print(&report, &scenario, seconds);
     let Some(violation) = &report.violation else { return Ok(ExitCode::SUCCESS) };
     println!("\nBROKEN, {} in round {}: {}", violation.rule, violation.round, violation.what);
+    let again = |faults: &str| {
+        println!("cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{faults}'");
+    };
+    again(&written(&report.plan, scenario.faults.cast()));
     let (fewer, runs) = minimise(&scenario, &report, options.minimise)?;
     println!("{} of {} faults are enough, as {runs} runs have found:", fewer.len(), report.n_faults);
-    println!(
-        "cargo xtask sim --seed {seed} --nodes {nodes} --rounds {rounds} --faults '{}'",
-        written(&fewer, scenario.faults.cast())
-    );
+    again(&written(&fewer, scenario.faults.cast()));
     Ok(ExitCode::FAILURE)
 }
 
@@ -83,12 +102,13 @@ fn print(report: &Report, scenario: &Scenario, seconds: f64) {
 fn print_verdicts(verdicts: &Summary) {
     let Some(honest) = verdicts.honest_weight() else { return };
     let (accused, judged) = verdicts.accused;
-    println!(
-        "  honest miners hold {:.1} % of the weight; {accused} of {judged} payloads falsely refused",
-        100.0 * honest
-    );
-    for (part, share) in &verdicts.weight {
-        let of_part = verdicts.refusals.iter().filter(|((who, _), _)| who == part);
+    println!("  honest miners hold {:.1} % of the weight", 100.0 * honest);
+    println!("  {accused} of {judged} honest payloads refused although they came, by honest validators");
+    let mut parts: BTreeSet<Part> = verdicts.weight.keys().copied().collect();
+    parts.extend(verdicts.refusals.keys().map(|(part, _)| *part));
+    for part in parts {
+        let share = verdicts.weight.get(&part).copied().unwrap_or(0.0);
+        let of_part = verdicts.refusals.iter().filter(|((who, _), _)| *who == part);
         let reasons: Vec<String> = of_part.map(|((_, reason), n)| format!("{reason} {n}")).collect();
         println!("    {:<14} {:>5.1} %  refused: {}", part.name(), 100.0 * share, reasons.join(", "));
     }

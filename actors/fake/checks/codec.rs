@@ -3,7 +3,7 @@
 //!
 //! Every payload is looked at when it is opened for the first time: it is written again from what it says, field by field and bit by
 //! bit, and must be what it was. What is damaged on the way has another hash and never gets to a parser; so one payload in
-//! [`MUTATED_EVERY`] is damaged here, in ways that depend on its hash alone, and the real parser must see it. Manifests and
+//! `MUTATED_EVERY` is damaged here, in ways that depend on its hash alone, and the real parser must see it. Manifests and
 //! commitments are looked at once a round. How much a parser allocates is not seen here: `tests/payload_bounds.rs` counts that.
 
 use std::collections::BTreeSet;

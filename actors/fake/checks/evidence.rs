@@ -12,7 +12,7 @@
 //! - whose payloads nobody delivered to it in time (`Missing`);
 //! - what it had no time for: an evaluation, a match or weights that it does not tell of are not asked for, but a match has the scores
 //!   of all whom it was to evaluate;
-//! - what a death cost it: which of its last standings it goes on from ([`memory`]), and for 64 rounds which records it still knows as
+//! - what a death cost it: which of its last standings it goes on from (`memory`), and for 64 rounds which records it still knows as
 //!   replays;
 //! - which seals the chain showed when it gathered, where a fork has since replaced the round's last block: then those that were seen
 //!   then do as well as those of the final chain;
