@@ -1,21 +1,22 @@
 //! What all nodes must agree on: gather, votes, decision, outer step, boundary.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::{Payload, transport};
 use convoke::round::{Ballot, Phase, Voter, ballot};
-use convoke::terms::{Block, Digest, EndpointId, Hotkey, ManifestHash, Round};
+use convoke::terms::{Block, Digest, EndpointId, ManifestHash, Round};
 use tracing::warn;
 
 use super::board::{Decided, Ground, Update};
 use super::claims::Registry;
+use super::doubt::outvoted;
 use super::{Beside, Desk, Trouble, deadline};
 use crate::chain_writer;
 use crate::compressor::{self, Decision, Refused};
-use crate::gauntlet::{self, Claim, Gathered};
+use crate::gauntlet::{self, Gathered};
 use crate::gpu_worker;
 use crate::leaf::{Leaf, ask};
 use crate::peer_sync::{self, Kind, Reveal, SizeRule, Wanted};
@@ -174,9 +175,10 @@ impl Desk {
             desk.admit_others(&registry);
             let null_round = Update::Decided { round, decided: None };
             let Some(hash) = decision.manifest else {
-                let outvoted = outvoted(&registry.claims(round), &desk.parts.keypair.hotkey(), ground.digest);
-                let off = |agreed| Err(Trouble::OffDigest { agreed, own: ground.digest });
-                return outvoted.map_or(Ok(null_round), off);
+                return match desk.doubted(round, &registry, ground.digest) {
+                    Some(agreed) => Err(Trouble::OffDigest { agreed, own: ground.digest }),
+                    None => Ok(null_round),
+                };
             };
             let manifest = desk.fetch_manifest(round, hash, endorsers.clone(), within).await?;
             // What the majority has agreed on but nobody can use is a null round, for everybody alike.
@@ -200,6 +202,14 @@ impl Desk {
             let decision = Decision { manifest: hash, payloads };
             Ok(Update::Decided { round, decided: Some(Decided { decision, uids, seed, own_seal }) })
         });
+    }
+
+    /// What others hold in place of the own θ in a round without a manifest, if that is reason to look for it.
+    fn doubted(&self, round: Round, registry: &Registry, own: Digest) -> Option<Digest> {
+        // Of a round whose registry the chain no longer shows nobody can tell who had sealed.
+        let is_of_round = registry.metagraph.block == self.parts.schedule.manifest_at(round);
+        let agreed = outvoted(&registry.claims(round), &self.parts.keypair.hotkey(), own).filter(|_| is_of_round)?;
+        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).may(own).then_some(agreed)
     }
 
     /// Every payload of a manifest, from what was gathered or from any holder; `None` when one of them is not what the
@@ -296,68 +306,15 @@ impl Desk {
     }
 }
 
-/// What θ is to more than half of those who have sealed in a round without a manifest, if to none of them it is what this node holds.
-/// Where validators with most of the stake hold another θ than everybody else, they agree with nobody, and no manifest will ever tell
-/// them so. Whoever is asked to give up its θ by strangers alone finds the same one again, on disk or with its peers.
-fn outvoted(claims: &[Claim], me: &Hotkey, own: Digest) -> Option<Digest> {
-    let bases: Vec<Digest> = claims.iter().filter(|claim| claim.hotkey != *me).map(|claim| claim.seal.base).collect();
-    let n_for = |base: &Digest| bases.iter().filter(|other| *other == base).count();
-    let is_shared = bases.contains(&own);
-    bases.iter().copied().find(|base| !is_shared && n_for(base) >= OUTVOTED_BY && 2 * n_for(base) > bases.len())
-}
-
 /// Whether a manifest is of this round, and after the manifest that made θ. One for another θ is not judged here: then it is
 /// this node that may be off.
 fn follows(manifest: &Manifest, round: Round, ground: &Ground) -> bool {
     manifest.round == round && (manifest.prev == ground.prev || manifest.base != ground.digest)
 }
 
-/// Seals that say the same θ, at least, before a node doubts its own.
-const OUTVOTED_BY: usize = 2;
-
 /// PeerSync answers at its deadline with what it has; this is for the answer itself.
 pub const GRACE: Duration = Duration::from_secs(1);
 
 fn no_ground() -> Trouble {
     Trouble::Outside("the node does not stand on a round yet".to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use convoke::chain::Seal;
-    use convoke::terms::{PayloadHash, TransportHash, Uid};
-
-    use super::*;
-
-    fn claim(hotkey: u8, base: u8) -> Claim {
-        let seal = Seal {
-            round: Round(3),
-            payload: PayloadHash([hotkey; 32]),
-            transport: TransportHash([hotkey; 32]),
-            transport_bytes: 9,
-            base: Digest([base; 32]),
-            holding: [0; 16],
-        };
-        Claim { uid: Uid(u16::from(hotkey)), hotkey: Hotkey([hotkey; 32]), endpoint: None, seal, place: (Block(1), 0) }
-    }
-
-    fn outvoted_of(own: u8, others: &[u8]) -> Option<u8> {
-        let mut claims: Vec<Claim> = others.iter().zip(1..).map(|(base, hotkey)| claim(hotkey, *base)).collect();
-        claims.push(claim(0, own));
-        outvoted(&claims, &Hotkey([0; 32]), Digest([own; 32])).map(|digest| digest.0[0])
-    }
-
-    #[test]
-    fn whoever_nobody_agrees_with_doubts_its_theta() {
-        assert_eq!(outvoted_of(7, &[5, 5, 5]), Some(5));
-        assert_eq!(outvoted_of(7, &[5, 5, 4]), Some(5));
-    }
-
-    #[test]
-    fn one_that_agrees_is_enough_and_strangers_must_agree_with_each_other() {
-        assert_eq!(outvoted_of(7, &[5, 5, 5, 7]), None);
-        assert_eq!(outvoted_of(7, &[5]), None);
-        assert_eq!(outvoted_of(7, &[5, 5, 4, 4]), None);
-        assert_eq!(outvoted_of(7, &[]), None);
-    }
 }

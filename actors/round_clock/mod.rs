@@ -16,11 +16,12 @@ mod board;
 mod claims;
 mod contribution;
 mod deadline;
+mod doubt;
 mod history;
 mod scoring;
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use convoke::chain::Identity;
@@ -35,9 +36,10 @@ use crate::gauntlet::Gathered;
 use crate::leaf::{AskError, Hung, Leaf, answer, ask};
 use crate::node::Parts;
 use crate::supervisor::{self, Leaves};
-use crate::{chain_writer, compressor, gpu_worker, peer_sync};
+use crate::{chain_writer, gpu_worker, peer_sync};
 
 use board::{Board, Update};
+use doubt::Doubts;
 use history::Past;
 
 /// What the model goes on from when the run is over.
@@ -109,6 +111,8 @@ struct Desk {
     past: Past,
     /// Whom PeerSync has been told to admit; nobody, while it is new.
     admitted: Arc<Mutex<Option<Vec<Identity>>>>,
+    /// How often which θ was doubted.
+    doubts: Arc<Mutex<Doubts>>,
 }
 
 /// What the actor hears.
@@ -184,7 +188,15 @@ impl Actor for RoundClock {
             parts.config.run.gauntlet.rounds_per_weights,
         );
         let heads = tokio::spawn(follow_heads(parts.chain.heads(), me.clone()));
-        let desk = Desk { parts, leaves, supervisor, me, past: Past::default(), admitted: Arc::default() };
+        let desk = Desk {
+            parts,
+            leaves,
+            supervisor,
+            me,
+            past: Past::default(),
+            admitted: Arc::default(),
+            doubts: Arc::default(),
+        };
         desk.start(Round(0), false);
         Ok(State {
             desk,
@@ -209,7 +221,8 @@ impl Actor for RoundClock {
             Msg::Failed(round, which, trouble) => state.on_trouble(round, which, &trouble).await,
             Msg::Replaced(leaves) => {
                 state.desk.leaves = leaves;
-                *state.desk.admitted.lock().unwrap_or_else(PoisonError::into_inner) = None;
+                // Another one: procedures that are still under way tell those who are gone.
+                state.desk.admitted = Arc::default();
             }
             Msg::Ping(port) => answer(port, ()),
         }
@@ -411,23 +424,6 @@ impl State {
         }
     }
 
-    /// off the agreed digest the node contributes nothing. What it holds in memory is given up for what it has on disk;
-    /// if that is not the agreed θ either, for what others keep.
-    fn resync(&mut self, round: Round, own: Digest, agreed: Digest) {
-        let journal = &self.desk.parts.journal;
-        journal.digest_mismatch(round, own, agreed);
-        match &mut self.resyncing {
-            Some(resync) => {
-                resync.in_doubt = true;
-                journal.resync_failed();
-            }
-            None => self.resyncing = Some(Resync { round, since: Instant::now(), in_doubt: false }),
-        }
-        let why = format!("θ of round {round} is off the agreed digest");
-        drop(self.desk.leaves.compressor.cast(compressor::Msg::Died(why)));
-        self.find_place();
-    }
-
     /// After an actor was rebuilt from an older boundary the machine starts over from where θ really is.
     fn find_place(&mut self) {
         let parts = &self.desk.parts;
@@ -444,10 +440,6 @@ impl State {
         self.board = Board::default();
         self.is_starting = true;
         self.desk.start(Round(0), self.is_in_doubt());
-    }
-
-    fn is_in_doubt(&self) -> bool {
-        self.resyncing.is_some_and(|resync| resync.in_doubt)
     }
 }
 
