@@ -120,6 +120,27 @@ fn a_minority_of_colluding_validators_decides_nothing() {
 }
 
 #[test]
+fn a_leader_that_would_name_only_its_friends_is_passed_over() {
+    // The validator with the most stake is one of three who collude; before the first weights are on chain they have their way.
+    let report = scenario(3, (64, 40), "colluder=0.37,hostile=0.33");
+    assert_eq!(report.null, 0, "{report:?}");
+    assert!(report.verdicts.honest_applied().unwrap() >= 0.8, "{report:?}");
+    assert!(report.verdicts.honest_weight().unwrap() >= 0.9, "{report:?}");
+}
+
+#[test]
+fn honest_work_that_is_sent_three_times_as_large_earns_no_more() {
+    let boost = |seed| {
+        let report = scenario(seed, (64, 24), "boost=0.33");
+        assert_eq!(report.verdicts.false_accusations(), 0.0, "{report:?}");
+        report.verdicts.weight[&Part::Boost]
+    };
+    // They are 18 of 56; evaluated as they are sent they would have 0.99.
+    let mean = (1..5).map(boost).sum::<f64>() / 4.0;
+    assert!(mean < 0.45, "{mean}");
+}
+
+#[test]
 fn every_part_is_played_and_found_out() {
     for part in Part::HOSTILE.into_iter().filter(|part| !part.is_validators()) {
         let report = scenario(9, (32, 18), &format!("{}=0.25", part.name()));

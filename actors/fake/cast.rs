@@ -31,6 +31,8 @@ pub enum Part {
     Stale,
     /// Sends much too much.
     Huge,
+    /// Sends honest work, but three times as large: it does no harm, and would be paid for more than it does.
+    Boost,
     /// Sends what training makes, turned round.
     PoisonFlip,
     /// Pulls θ to another place.
@@ -52,7 +54,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// All that are not honest.
+    /// All that do not do the work that they are paid for.
     pub const HOSTILE: [Self; 15] = [
         Self::Zero,
         Self::Noise,
@@ -82,6 +84,7 @@ impl Part {
             Self::FewSteps => "few-steps",
             Self::Stale => "stale",
             Self::Huge => "huge",
+            Self::Boost => "boost",
             Self::PoisonFlip => "poison-flip",
             Self::PoisonTarget => "poison-target",
             Self::Sleeper => "sleeper",
@@ -97,7 +100,7 @@ impl Part {
     /// The part of this name.
     #[must_use]
     pub fn named(name: &str) -> Option<Self> {
-        Self::HOSTILE.into_iter().find(|part| part.name() == name)
+        Self::HOSTILE.into_iter().chain([Self::Boost]).find(|part| part.name() == name)
     }
 
     /// Whether a validator plays it; all others are miners'.
@@ -116,6 +119,7 @@ impl Part {
             Self::FewSteps => Habit::FewSteps,
             Self::Stale => Habit::Stale { rounds: STALE_ROUNDS },
             Self::Huge => Habit::Huge,
+            Self::Boost => Habit::Boost,
             Self::PoisonFlip => Habit::PoisonFlip,
             Self::PoisonTarget => Habit::PoisonTarget,
             Self::Sleeper => Habit::Sleeper { from: Round(first.0 + AWAKE_FROM), then: Box::new(Habit::PoisonFlip) },

@@ -34,6 +34,7 @@ pub mod lab;
 pub mod log;
 pub mod memo;
 pub mod minimise;
+pub mod model_lab;
 pub mod net;
 pub mod plan;
 pub mod trainer;

@@ -13,8 +13,10 @@
 //! Fault points beside the bench's: `mid-inner-steps`, where only a panic may be put.
 
 pub mod habit;
+pub mod model;
 pub mod quadratic;
 pub mod shared;
+pub mod twist;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -172,7 +174,8 @@ impl Trainer for FakeTrainer {
         let run = &self.parts.config.run;
         let mut after = theta.to_vec();
         let step = run.gauntlet.step_ratio * run.sparse.lr_outer;
-        sparseloco::apply_one(&self.parts.layout, &run.sparse, evaluation.payload.body(), step, &mut after);
+        let Evaluation { payload, scales, .. } = evaluation;
+        sparseloco::apply_one(&self.parts.layout, &run.sparse, payload.body(), step, scales, &mut after);
         self.free_since = Instant::now();
         self.world.losses(round, theta, &after, [&evaluation.assigned, &evaluation.unassigned])
     }

@@ -8,10 +8,12 @@ use convoke::chain::commitment::Seal;
 use convoke::gauntlet::copies::Sealed;
 use convoke::gauntlet::fast_checks::{Expected, PayloadFacts, RejectReason, SealClaim, check_payload, check_seal};
 use convoke::gauntlet::history::{after_match, registered_only};
+use convoke::gauntlet::loss_score::{scales, usual_sizes};
 use convoke::gauntlet::record::{self, Outcome, Standing};
 use convoke::gauntlet::{selection, weights};
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::{Payload, transport};
+use convoke::sparseloco;
 use convoke::terms::{Block, BlockHash, Digest, Hotkey, Round};
 use serde::{Deserialize, Serialize};
 use tracing::warn;
@@ -32,15 +34,27 @@ pub(super) struct Desk {
     parts: Arc<Parts>,
     standing: Standing,
     /// Hashes of the records that passed in each of the last rounds.
-    used: BTreeMap<Round, Vec<[u8; 32]>>,
+    used: Used,
     /// The last round whose match is in the standing.
     rated: Option<Round>,
 }
 
-#[derive(Serialize, Deserialize)]
+/// Hashes of records, by the round in which they were used.
+type Used = BTreeMap<Round, Vec<[u8; 32]>>;
+
+/// As it is read. Of a match between two boundaries `used` is empty: the boundary has it.
+#[derive(Deserialize)]
 struct Boundary {
     standing: Standing,
-    used: BTreeMap<Round, Vec<[u8; 32]>>,
+    used: Used,
+    rated: Option<Round>,
+}
+
+/// As it is written.
+#[derive(Serialize)]
+struct BoundaryRef<'a> {
+    standing: &'a Standing,
+    used: &'a Used,
     rated: Option<Round>,
 }
 
@@ -58,7 +72,10 @@ impl Desk {
                 postcard::from_bytes::<Boundary>(&bytes).map_err(|error| error.to_string())
             };
             let boundary = read(SECTION).unwrap_or_else(|error| panic!("the ratings of round {round}: {error}"));
-            read(RATED_SECTION).ok().filter(|rated| rated.rated > boundary.rated).unwrap_or(boundary)
+            match read(RATED_SECTION).ok().filter(|rated| rated.rated > boundary.rated) {
+                Some(rated) => Boundary { used: boundary.used, ..rated },
+                None => boundary,
+            }
         });
         let empty = || Boundary { standing: Standing::new(), used: BTreeMap::new(), rated: None };
         let Boundary { standing, used, rated } = boundary.unwrap_or_else(empty);
@@ -67,7 +84,9 @@ impl Desk {
 
     pub fn check(&mut self, request: CheckRequest) -> Gathered {
         let CheckRequest { round, claims, delivered, ref registered, .. } = request;
-        self.standing = registered_only(&self.standing, &registered.iter().copied().collect(), round);
+        if self.judges() {
+            self.standing = registered_only(&self.standing, &registered.iter().copied().collect(), round);
+        }
         let used = self.used.iter().filter(|(used_in, _)| **used_in < round && self.judges());
         let earlier: BTreeSet<[u8; 32]> = used.flat_map(|(_, used)| used).copied().collect();
         // Two claims may name one payload: each is judged on the bytes, and what one claim gets wrong costs nobody else.
@@ -191,10 +210,15 @@ impl Desk {
         let me = self.parts.keypair.hotkey();
         let candidates: Vec<Hotkey> = request.gathered.passed.iter().map(|passed| passed.hotkey).collect();
         let n_samples = self.parts.trainers.n_train_samples();
+        let layout = &self.parts.layout;
+        let passed = request.gathered.passed.iter();
+        let norms: Vec<Vec<f64>> = passed.map(|passed| sparseloco::norms(layout, passed.payload.body())).collect();
+        let usual = usual_sizes(layout.tensors().len(), &norms);
         let chosen =
             selection::evaluated(&candidates, &me, &self.standing, request.round, &request.draw, &run.gauntlet);
         let plan = chosen.iter().filter_map(|hotkey| {
-            let passed = request.gathered.passed.iter().find(|passed| passed.hotkey == *hotkey)?;
+            let place = request.gathered.passed.iter().position(|passed| passed.hotkey == *hotkey)?;
+            let passed = &request.gathered.passed[place];
             let batch = run.inner.batch_sequences;
             let all = assigned(&request.seed, hotkey, n_samples, run.inner.steps as usize * batch);
             let used = passed.payload.header().inner_steps as usize * batch;
@@ -205,6 +229,7 @@ impl Desk {
                 hotkey: *hotkey,
                 uid: passed.uid,
                 payload: Arc::clone(&passed.payload),
+                scales: scales(&norms[place], &usual),
                 assigned: samples.assigned,
                 unassigned: samples.unassigned,
             })
@@ -244,20 +269,19 @@ impl Desk {
     }
 
     pub fn save(&self, round: Round) -> Result<(), String> {
-        self.write(round, SECTION)
+        self.write(round, SECTION, &self.used)
     }
 
     /// A match ends whenever the device had time for it; a stop before the next boundary must not lose it.
     fn keep_match(&self) {
         let latest = self.parts.store.latest().ok().flatten();
-        if let Some(Err(error)) = latest.map(|round| self.write(round, RATED_SECTION)) {
+        if let Some(Err(error)) = latest.map(|round| self.write(round, RATED_SECTION, &Used::new())) {
             warn!(error, "the match will be written with the next boundary");
         }
     }
 
-    fn write(&self, round: Round, section: &str) -> Result<(), String> {
-        let Self { standing, used, rated, .. } = self;
-        let boundary = Boundary { standing: standing.clone(), used: used.clone(), rated: *rated };
+    fn write(&self, round: Round, section: &str, used: &Used) -> Result<(), String> {
+        let boundary = BoundaryRef { standing: &self.standing, used, rated: self.rated };
         let bytes = postcard::to_allocvec(&boundary).map_err(|error| error.to_string())?;
         self.parts.store.write(round, section, &bytes).map_err(|error| error.to_string())
     }

@@ -168,6 +168,8 @@ pub struct Evaluation {
     pub uid: Uid,
     /// The payload.
     pub payload: Arc<Payload>,
+    /// By how much each of its tensors is scaled before it is evaluated.
+    pub scales: Vec<f32>,
     /// Samples it says it trained on.
     pub assigned: Vec<u64>,
     /// Samples it was not assigned.

@@ -94,11 +94,16 @@ impl Devices {
     pub fn new(dataset: Dataset) -> Self {
         Self { dataset: Arc::new(dataset) }
     }
+
+    /// A trainer that makes no more inner steps of a round than so many, however many the run asks for.
+    pub(crate) fn trainer_up_to(&self, parts: &Arc<Parts>, steps_max: usize) -> Box<dyn Trainer> {
+        Box::new(Desk::new(Arc::clone(parts), Arc::clone(&self.dataset), steps_max))
+    }
 }
 
 impl Trainers for Devices {
     fn trainer(&self, parts: &Arc<Parts>) -> Box<dyn Trainer> {
-        Box::new(Desk::new(Arc::clone(parts), Arc::clone(&self.dataset)))
+        self.trainer_up_to(parts, usize::MAX)
     }
 
     fn n_train_samples(&self) -> u64 {
@@ -116,6 +121,8 @@ struct Desk {
     dataset: Arc<Dataset>,
     device: Device,
     replicas: Threaded,
+    /// Inner steps of a round at most, beside what the run says.
+    steps_max: usize,
     held: Option<Held>,
     /// A second model for evaluations; made when first wanted.
     judge: Option<Llama>,
@@ -173,7 +180,7 @@ impl Trainer for Desk {
         };
         self.trained = Some(round);
         let inner = &parts.config.run.inner;
-        let batches = assigned_batches(&parts, &self.dataset, &seed);
+        let batches = assigned_batches(&parts, &self.dataset, &seed).into_iter().take(self.steps_max);
         let tokens_a_step = (inner.batch_sequences * parts.config.run.model.context_len) as u64;
         let mut step_started = Instant::now();
         let go_on = |reports: &[convoke::model::inner::StepReport]| {
@@ -217,7 +224,8 @@ impl Trainer for Desk {
         let [assigned_before, unassigned_before] = self.judge(theta, &sets);
         let mut after = theta.to_vec();
         let step = run.gauntlet.step_ratio * run.sparse.lr_outer;
-        sparseloco::apply_one(&parts.layout, &run.sparse, evaluation.payload.body(), step, &mut after);
+        let Evaluation { payload, scales, .. } = evaluation;
+        sparseloco::apply_one(&parts.layout, &run.sparse, payload.body(), step, scales, &mut after);
         let [assigned_after, unassigned_after] = self.judge(&after, &sets);
         Losses { assigned_before, assigned_after, unassigned_before, unassigned_after }
     }
@@ -244,14 +252,14 @@ impl Trainer for Desk {
 impl Desk {
     /// # Panics
     /// When the device has gone since the node was set up: the supervisor's business.
-    fn new(parts: Arc<Parts>, dataset: Arc<Dataset>) -> Self {
+    fn new(parts: Arc<Parts>, dataset: Arc<Dataset>, steps_max: usize) -> Self {
         let device = find(&parts.config.node.device).unwrap_or_else(|error| panic!("{error}"));
         // Only on the CPU do several replicas share a device.
         let n_threads = if parts.config.node.device == "cpu" { parts.cpu_threads() } else { 1 };
         let replicas = Threaded::new(n_threads);
         let heldout = dataset.heldout(parts.config.run.data.heldout_sequences);
         let heldout = heldout.chunks(EVAL_BATCH).map(batch).collect();
-        Self { parts, dataset, device, replicas, held: None, judge: None, heldout, trained: None }
+        Self { parts, dataset, device, replicas, steps_max, held: None, judge: None, heldout, trained: None }
     }
 
     fn heldout_loss(&mut self) -> f64 {

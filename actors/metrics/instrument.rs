@@ -6,7 +6,7 @@
 //!
 //! Label values are `&'static str`, or a uid of the subnet: text from the network can never become a series.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ::metrics::{Counter, Gauge, Histogram, Key, KeyName, Label, Level, Metadata, Recorder, SharedString, Unit};
 use convoke::terms::Uid;
@@ -185,6 +185,8 @@ pub struct By<H, const N: usize> {
     declared: Declared,
     recorder: Arc<PrometheusRecorder>,
     series: DashMap<[&'static str; N], H>,
+    /// Of a state as a gauge, the one that is set.
+    state: Mutex<Option<&'static str>>,
 }
 
 impl<H: Handle, const N: usize> By<H, N> {
@@ -201,10 +203,11 @@ impl<H: Handle, const N: usize> By<H, N> {
 impl By<Gauge, 1> {
     /// Sets this value's series to 1 and every other to 0: a state as a gauge.
     pub fn only(&self, value: &'static str) {
-        self.with([value]).set(1.0);
-        for entry in self.series.iter().filter(|entry| entry.key() != &[value]) {
-            entry.value().set(0.0);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(before) = state.replace(value).filter(|before| *before != value) {
+            self.with([before]).set(0.0);
         }
+        self.with([value]).set(1.0);
     }
 }
 
@@ -212,7 +215,8 @@ impl<H: Handle, const N: usize> Instrument for By<H, N> {
     const KIND: Kind = H::KIND;
     fn make(maker: &Maker<'_>, declared: Declared) -> Self {
         assert_eq!(declared.labels.len(), N, "{} declares as many labels as its type", declared.name);
-        let family = Self { declared, recorder: maker.recorder.clone(), series: DashMap::new() };
+        let family =
+            Self { declared, recorder: maker.recorder.clone(), series: DashMap::new(), state: Mutex::default() };
         let words = declared.labels.iter().map(|(_, values)| maker.vocabulary.of(*values));
         for values in product(words) {
             family.with(values.try_into().expect("one word a label"));

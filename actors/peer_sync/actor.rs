@@ -1,6 +1,7 @@
 //! PeerSync: keeps the node's payloads and manifests for its peers, and gets theirs.
 //!
-//! Hears:   requests of RoundClock: publish, gather, keep θ, fetch θ; who may connect; the chain's head, which opens the gate.
+//! Hears:   requests of RoundClock: publish, gather, keep θ, fetch θ; who may connect, who has tried; the chain's head, which opens the
+//!          gate.
 //! Tells:   nobody; it answers.
 //! State:   a handle of the node's transport, which outlives it; a crash loses no blob and no connection.
 //! Mailbox: one request of the round, one of a vote, one head a block.
@@ -112,6 +113,8 @@ pub enum Msg {
     },
     /// These, and nobody else, may connect.
     Admit(Vec<Peer>),
+    /// How many connections of strangers were turned away so far.
+    Knocks(RpcReplyPort<u64>),
     /// The chain has a new head.
     Head(Block),
 }
@@ -158,6 +161,7 @@ impl Actor for PeerSync {
                 state.parts.faults.point(Leaf::PeerSync, "admit", state.newest).await;
                 state.admit(members).await?;
             }
+            Msg::Knocks(port) => answer(port, state.transport.stats().refused(Refusal::Stranger)),
             Msg::Head(block) => {
                 state.transport.set_head(block);
                 let counts = Told::read(state.transport.stats());

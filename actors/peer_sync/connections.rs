@@ -1,11 +1,12 @@
 //! Connections to peers, kept from one fetch to the next.
 //!
-//! A round is minutes long and the transport pings its idle connections, so a connection made in one round serves the following
-//! ones; one that has died is replaced at its next use. Every peer has at most one, and while one task dials, the others that want
+//! Payloads, manifests and states of a round come within minutes of each other, and are fetched by one connection. The transport pings
+//! what is open, so what was not used for [`KEPT_UNUSED`] is closed: over a round of twenty minutes a new handshake costs less. One that
+//! has died is replaced at its next use. Every peer has at most one, and while one task dials, the others that want
 //! the same peer wait for its result instead of dialling too.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -17,16 +18,25 @@ use tokio::time::{Instant, timeout};
 use super::fetch::FetchError;
 use super::stats::{Stats, add};
 
+/// How long a connection is kept that nobody uses.
+const KEPT_UNUSED: Duration = Duration::from_secs(60);
+
 #[derive(Debug, Default)]
 struct Line {
     connection: Option<Connection>,
     failed_at: Option<Instant>,
+    /// Shared with every lease of the connection.
+    in_use: Arc<()>,
+    /// Counts leases: none since is none too long.
+    n_leases: u64,
 }
 
 /// A connection, and whether it had been used before: an old one may turn out to be dead.
 pub(super) struct Lease {
     pub connection: Connection,
     pub is_reused: bool,
+    /// While it is there the connection is not closed for want of use.
+    _in_use: Arc<()>,
 }
 
 /// One connection to each peer in use. Bounded by the admitted peers: nobody else is dialled.
@@ -50,9 +60,10 @@ impl Connections {
         if let Some(connection) = &line.connection
             && connection.close_reason().is_none()
         {
-            return Ok(Lease { connection: connection.clone(), is_reused: true });
+            let connection = connection.clone();
+            return Ok(line.lease(connection, true));
         }
-        self.hang_up(&mut line, b"");
+        line.hang_up(&self.stats, b"");
         if line.failed_at.is_some_and(|failed_at| failed_at > asked_at) {
             return Err(FetchError::Unreachable);
         }
@@ -70,21 +81,52 @@ impl Connections {
         };
         add(&self.stats.connections_out, 1);
         line.connection = Some(connection.clone());
-        Ok(Lease { connection, is_reused: false })
+        let lease = line.lease(connection, false);
+        drop(line);
+        let shared = self.lines.get(&peer).map(|line| Arc::downgrade(&line));
+        if let Some(shared) = shared {
+            tokio::spawn(close_unused(shared, lease.connection.stable_id(), Arc::clone(&self.stats)));
+        }
+        Ok(lease)
     }
 
     /// Gives up the connection to a peer that is no longer admitted, or no longer where it was.
     pub async fn remove(&self, peer: &PublicKey, reason: &[u8]) {
         if let Some((_, line)) = self.lines.remove(peer) {
-            self.hang_up(&mut *line.lock().await, reason);
+            line.lock().await.hang_up(&self.stats, reason);
         }
     }
+}
 
-    fn hang_up(&self, line: &mut Line, reason: &[u8]) {
-        if let Some(connection) = line.connection.take() {
+impl Line {
+    fn lease(&mut self, connection: Connection, is_reused: bool) -> Lease {
+        self.n_leases += 1;
+        Lease { connection, is_reused, _in_use: Arc::clone(&self.in_use) }
+    }
+
+    fn hang_up(&mut self, stats: &Stats, reason: &[u8]) {
+        if let Some(connection) = self.connection.take() {
             connection.close(VarInt::from_u32(0), reason);
-            self.stats.connections_out.fetch_sub(1, Ordering::Relaxed);
+            stats.connections_out.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+/// Closes the connection with this id once nobody has used it for long enough, and ends with it.
+async fn close_unused(line: Weak<Mutex<Line>>, id: usize, stats: Arc<Stats>) {
+    let mut n_leases = 0;
+    loop {
+        tokio::time::sleep(KEPT_UNUSED).await;
+        let Some(line) = line.upgrade() else { return };
+        let mut line = line.lock().await;
+        if line.connection.as_ref().is_none_or(|connection| connection.stable_id() != id) {
+            return;
+        }
+        if line.n_leases == n_leases && Arc::strong_count(&line.in_use) == 1 {
+            line.hang_up(&stats, b"unused");
+            return;
+        }
+        n_leases = line.n_leases;
     }
 }
 

@@ -31,6 +31,9 @@ const _: () = assert!(STREAM_WINDOW / 1200 < 1024, "a window of the smallest pac
 const CONNECTION_WINDOW: u32 = 12 * 1024 * 1024;
 /// A connection that hears nothing for this long is dead. Pings keep a healthy one alive from round to round.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often an idle connection is pinged: less often than every 5 s, iroh's default, for a node may hold many; and before a path is
+/// given up, which iroh does after 15 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(12);
 
 /// Why no endpoint could be bound.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +129,8 @@ fn transport_config() -> QuicTransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(u64::from(CONNECTION_WINDOW))
+        .keep_alive_interval(KEEP_ALIVE)
+        .default_path_keep_alive_interval(KEEP_ALIVE)
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit the wire format")))
         .datagram_receive_buffer_size(None)
         .build()

@@ -279,11 +279,11 @@ impl Piece {
         }
         let lane = &self.lanes[usize::try_from(flight).unwrap_or(0) % self.lanes.len()];
         let lease = lane.to(holder, self.transport.limits().connect_timeout).await?;
-        let connection = lease.connection;
-        let content = self.ask(&connection).await?;
+        let connection = &lease.connection;
+        let content = self.ask(connection).await?;
         let import = self.live.store.store().import_bao(self.hash, self.size, ITEMS_WAITING).await;
         let import = import.map_err(|error| FetchError::Store(error.to_string()))?;
-        self.receive(&connection, content, import).await
+        self.receive(connection, content, import).await
     }
 
     /// Requests the piece, and checks the size that the holder claims for the whole.

@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use convoke::gauntlet::selection;
 use convoke::manifest::{Entry, Manifest};
 use convoke::payload::{Payload, transport};
 use convoke::round::{Ballot, Phase, Voter, ballot};
-use convoke::terms::{Block, Digest, EndpointId, ManifestHash, Round};
+use convoke::terms::{Block, Digest, EndpointId, Hotkey, ManifestHash, Round};
 use tracing::warn;
 
 use super::board::{Decided, Ground, Update};
@@ -22,16 +23,28 @@ use crate::leaf::{Leaf, ask};
 use crate::peer_sync::{self, Kind, Reveal, SizeRule, Wanted};
 
 impl Desk {
-    pub fn gather(&self, round: Round, ground: Option<Ground>) {
+    /// `applied` are those whose payloads made θ of this round.
+    pub fn gather(&self, round: Round, ground: Option<Ground>, applied: BTreeSet<Hotkey>) {
         let desk = self.clone();
         self.run(round, Beside::Phase(Phase::Gathering), async move {
             let ground = ground.ok_or_else(no_ground)?;
             let within = desk.within(Phase::Gathering, round);
             let registry = desk.registry(desk.parts.schedule.sealed_by(round)).await?;
             desk.admit(&registry);
-            let gathered = desk.fetch_and_check(round, &ground, &registry, registry.claims(round), within).await?;
+            let claims = desk.of_use(registry.claims(round), &applied);
+            let gathered = desk.fetch_and_check(round, &ground, &registry, claims, within).await?;
             Ok(Update::Gathered { round, gathered: Arc::new(gathered) })
         });
+    }
+
+    /// A validator judges every claim. Who only mines needs what will be applied: of more claims than there are places that is not known
+    /// yet, and those who were chosen last are the likeliest to be chosen again. The others are fetched once there is a manifest.
+    fn of_use(&self, mut claims: Vec<gauntlet::Claim>, applied: &BTreeSet<Hotkey>) -> Vec<gauntlet::Claim> {
+        let run = &self.parts.config;
+        if !run.node.role.validates() && claims.len() > run.run.gauntlet.contributors_max {
+            claims.retain(|claim| applied.contains(&claim.hotkey));
+        }
+        claims
     }
 
     async fn fetch_and_check(
@@ -70,7 +83,7 @@ impl Desk {
         block: Block,
         ground: Option<Ground>,
         gathered: Option<Arc<Gathered>>,
-        refused: BTreeSet<ManifestHash>,
+        mut refused: BTreeSet<ManifestHash>,
     ) {
         let desk = self.clone();
         self.run(round, Beside::Vote, async move {
@@ -78,31 +91,42 @@ impl Desk {
             let registry = desk.registry(block).await?;
             let voters: Vec<_> = registry.voters(round).into_iter().map(|(voter, _)| voter).collect();
             let me = desk.parts.keypair.hotkey();
-            match ballot(&desk.parts.schedule, round, block, &voters, &me, &refused) {
-                Ballot::Keep => Ok(Update::Voted { round, refused: None }),
-                Ballot::Propose => desk.propose(round, &ground, gathered).await,
-                Ballot::Endorse { manifest, .. } => {
-                    let has_voted = |voter: &&Voter| voter.vote == Some(manifest);
-                    let voted = voters.iter().filter(has_voted);
-                    let holders = voted.filter_map(|voter| registry.endpoint(&voter.hotkey)).collect();
-                    desk.endorse(round, &ground, &gathered, manifest, holders).await
+            // What is refused makes room for the next that is on chain: some hostile leaders in a row must not outlast the window.
+            loop {
+                match ballot(&desk.parts.schedule, round, block, &voters, &me, &refused) {
+                    Ballot::Keep => break,
+                    Ballot::Propose => {
+                        desk.propose(round, &ground, gathered).await?;
+                        break;
+                    }
+                    Ballot::Endorse { manifest, .. } => {
+                        let has_voted = |voter: &&Voter| voter.vote == Some(manifest);
+                        let voted = voters.iter().filter(has_voted);
+                        let holders = voted.filter_map(|voter| registry.endpoint(&voter.hotkey)).collect();
+                        if desk.endorse(round, &ground, &gathered, manifest, holders, &registry).await? {
+                            break;
+                        }
+                        refused.insert(manifest);
+                    }
                 }
             }
+            Ok(Update::Voted { round, refused })
         });
     }
 
-    async fn propose(&self, round: Round, ground: &Ground, gathered: Arc<Gathered>) -> Result<Update, Trouble> {
+    async fn propose(&self, round: Round, ground: &Ground, gathered: Arc<Gathered>) -> Result<(), Trouble> {
         let within = self.within(Phase::AwaitingManifest, round);
         let seed = self.seed(round, within).await?;
         let request = gauntlet::ProposeRequest { round, base: ground.digest, prev: ground.prev, gathered, seed };
         let question = |port| gauntlet::Msg::Propose(request, port);
         // Without a contribution there is nothing to propose, and the round is null.
-        let Some(manifest) = ask(Leaf::Gauntlet, &self.leaves.gauntlet, within, question).await? else {
-            return Ok(Update::Voted { round, refused: None });
-        };
-        self.publish_and_vote(round, &manifest, within).await
+        match ask(Leaf::Gauntlet, &self.leaves.gauntlet, within, question).await? {
+            Some(manifest) => self.publish_and_vote(round, &manifest, within).await,
+            None => Ok(()),
+        }
     }
 
+    /// Votes for another's proposal; `false` where it is not one to vote for.
     async fn endorse(
         &self,
         round: Round,
@@ -110,32 +134,40 @@ impl Desk {
         gathered: &Gathered,
         hash: ManifestHash,
         holders: Vec<EndpointId>,
-    ) -> Result<Update, Trouble> {
+        registry: &Registry,
+    ) -> Result<bool, Trouble> {
         let within = self.within(Phase::AwaitingManifest, round);
         // A validator that votes for what nobody can get must not hold up those after it.
-        let refused = Ok(Update::Voted { round, refused: Some(hash) });
         let patience = self.parts.chain.block_time().max(deadline::AT_LEAST / 4);
-        let Ok(fetched) = self.fetch_manifest(round, hash, holders, within.min(patience)).await else { return refused };
+        let Ok(fetched) = self.fetch_manifest(round, hash, holders, within.min(patience)).await else {
+            return Ok(false);
+        };
         let vouched = fetched.filter(|manifest| {
+            let listed: Vec<Hotkey> = manifest.entries.iter().map(|entry| entry.hotkey).collect();
+            let passed: Vec<Hotkey> = gathered.passed.iter().map(|passed| passed.hotkey).collect();
             follows(manifest, round, ground)
                 && manifest.base == ground.digest
                 && manifest.entries.iter().all(|entry| gathered.find(entry).is_some())
+                && selection::is_fair(
+                    &listed,
+                    &passed,
+                    |hotkey| registry.earns(hotkey),
+                    &self.parts.config.run.gauntlet,
+                )
         });
-        match vouched {
-            Some(manifest) => self.publish_and_vote(round, &manifest, within).await,
-            None => refused,
-        }
+        let Some(manifest) = vouched else { return Ok(false) };
+        self.publish_and_vote(round, &manifest, within).await?;
+        Ok(true)
     }
 
-    async fn publish_and_vote(&self, round: Round, manifest: &Manifest, within: Duration) -> Result<Update, Trouble> {
+    async fn publish_and_vote(&self, round: Round, manifest: &Manifest, within: Duration) -> Result<(), Trouble> {
         let bytes: Arc<[u8]> = manifest.encode().into();
         let reveal = Reveal::Always;
         let question = |port| peer_sync::Msg::Publish { round, kind: Kind::Manifest, bytes, reveal, port };
         ask(Leaf::PeerSync, &self.leaves.peer_sync, within, question).await?.map_err(Trouble::Outside)?;
         let (manifest, until) = (manifest.hash(), self.parts.schedule.manifest_at(round));
         let question = |port| chain_writer::Msg::Vote(round, manifest, until, port);
-        self.ask_chain_writer(within, question).await?.map_err(Trouble::Outside)?;
-        Ok(Update::Voted { round, refused: None })
+        self.ask_chain_writer(within, question).await?.map_err(Trouble::Outside).map(drop)
     }
 
     /// The manifest of a hash; `None` when what has this hash is no manifest, which is so for everybody.

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use convoke::round::{Done, Event, Phase, Started};
-use convoke::terms::{Block, BlockHash, Digest, ManifestHash, PayloadHash, Round, Uid, Weight};
+use convoke::terms::{Block, BlockHash, Digest, Hotkey, ManifestHash, PayloadHash, Round, Uid, Weight};
 use tokio::time::Instant;
 
 use crate::compressor::{Compressed, Decision, Parcel, Position, Stepped, Theta};
@@ -36,7 +36,7 @@ pub enum Update {
     Compressed { round: Round, compressed: Compressed },
     Sealed { round: Round, block: Block, seal: SealReport, inner_steps: u32, waited: Duration },
     Gathered { round: Round, gathered: Arc<Gathered> },
-    Voted { round: Round, refused: Option<ManifestHash> },
+    Voted { round: Round, refused: BTreeSet<ManifestHash> },
     Decided { round: Round, decided: Option<Decided> },
     Stepped { round: Round, manifest: Option<ManifestHash>, stepped: Stepped, heldout_loss: f64 },
     Saved { round: Round },
@@ -66,6 +66,8 @@ pub struct Board {
     decided_uids: Vec<Uid>,
     seed: BlockHash,
     refused: BTreeSet<ManifestHash>,
+    /// Whose payloads made θ.
+    applied: BTreeSet<Hotkey>,
     stop: Arc<AtomicBool>,
     spent: Spent,
     /// How much of the present phase was waiting for a block.
@@ -86,6 +88,7 @@ impl Default for Board {
             decided_uids: Vec::new(),
             seed: BlockHash::default(),
             refused: BTreeSet::new(),
+            applied: BTreeSet::new(),
             stop: Arc::default(),
             spent: Spent::default(),
             waited: Duration::ZERO,
@@ -128,6 +131,11 @@ impl Board {
 
     pub fn refused(&self) -> BTreeSet<ManifestHash> {
         self.refused.clone()
+    }
+
+    /// Whose payloads made θ, as far as this process knows: nobody's, before its first outer step.
+    pub fn applied(&self) -> BTreeSet<Hotkey> {
+        self.applied.clone()
     }
 
     /// A fresh order to stop, which does not reach inner steps that were begun before.
@@ -189,7 +197,7 @@ impl Board {
                 Some(Event::Done(round, Done::Gathered))
             }
             Update::Voted { round, refused } => {
-                self.refused.extend(refused);
+                self.refused = refused;
                 Some(Event::VoteEnded(round))
             }
             Update::Decided { round, decided } => Some(self.decided(round, decided, journal)),
@@ -267,7 +275,12 @@ impl Board {
         let prev = manifest.or(self.ground.as_ref().map(|ground| ground.prev)).unwrap_or_default();
         let ground = Ground { theta: stepped.theta, digest: stepped.digest, prev };
         let (phase, phase_since) = (self.phase, self.phase_since);
-        *self = Self { ground: Some(ground), phase, phase_since, ..Self::default() };
+        let applied = match self.decision.take() {
+            Some(decision) => decision.payloads.iter().map(|payload| payload.header().hotkey).collect(),
+            // A null round has chosen nobody.
+            None => std::mem::take(&mut self.applied),
+        };
+        *self = Self { ground: Some(ground), applied, phase, phase_since, ..Self::default() };
         Event::Done(round, Done::Stepped)
     }
 }

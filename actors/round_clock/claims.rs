@@ -132,6 +132,11 @@ impl Registry {
             .collect()
     }
 
+    /// Whether the chain's consensus gives it weight: validators with at least half of the stake do.
+    pub fn earns(&self, hotkey: &Hotkey) -> bool {
+        self.metagraph.by_hotkey(hotkey).is_some_and(|neuron| neuron.consensus > 0)
+    }
+
     /// The newest round that a validator has voted in.
     pub fn last_voted(&self) -> Option<Round> {
         let vote_of = |neuron: &Neuron| self.members.members().get(&neuron.hotkey)?.commitment.manifest;

@@ -21,6 +21,7 @@ mod history;
 mod scoring;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -47,8 +48,10 @@ const CLOSING_PROMPT: &str = "KING. ";
 const CLOSING_TOKENS: usize = 80;
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often within a round the list of those who may connect is read anew.
+/// How often within a round the list of those who may connect is read anew at most, when somebody knocks who is not on it.
 const ADMISSIONS_A_ROUND: u64 = 8;
+/// How long PeerSync may take to say whether somebody has.
+const KNOCKS: Duration = Duration::from_secs(30);
 
 /// The exit code of a node that has to end for a reason that a restart would not remove.
 const EXIT_ERROR: u8 = 1;
@@ -111,6 +114,8 @@ struct Desk {
     past: Past,
     /// Whom PeerSync has been told to admit; nobody, while it is new.
     admitted: Arc<Mutex<Option<Vec<Identity>>>>,
+    /// How many strangers had been turned away when the list was read last because of one.
+    knocks: Arc<AtomicU64>,
     /// How often which θ was doubted.
     doubts: Arc<Mutex<Doubts>>,
 }
@@ -195,6 +200,7 @@ impl Actor for RoundClock {
             me,
             past: Past::default(),
             admitted: Arc::default(),
+            knocks: Arc::default(),
             doubts: Arc::default(),
         };
         desk.start(Round(0), false);
@@ -283,13 +289,16 @@ impl State {
         self.step(RoundEvent::Final(heads.finalized.number)).await;
     }
 
-    /// Who joins in the middle of a long round is not kept waiting at the door until its end.
+    /// Who joins in the middle of a long round is not kept waiting at the door until its end; while nobody is, the chain is not asked.
     fn admit_newcomers(&self, best: Block) {
         let every = self.desk.parts.config.run.timing.blocks_per_round.div_ceil(ADMISSIONS_A_ROUND);
         if best.0.is_multiple_of(every) {
             let desk = self.desk.clone();
             self.desk.run(self.machine.round(), Beside::Admission, async move {
-                desk.admit_now().await?;
+                let knocks = ask(Leaf::PeerSync, &desk.leaves.peer_sync, KNOCKS, peer_sync::Msg::Knocks).await?;
+                if desk.knocks.swap(knocks, Ordering::Relaxed) != knocks {
+                    desk.admit_now().await?;
+                }
                 Ok(Update::Nothing)
             });
         }
@@ -330,7 +339,7 @@ impl State {
             Effect::StopInnerSteps(_) => board.stop_inner_steps(),
             Effect::Compress(round) => desk.compress(round, board.training()),
             Effect::Seal(round) => desk.seal(round, board.own_parcel(), board.ground()),
-            Effect::Gather(round) => desk.gather(round, board.ground()),
+            Effect::Gather(round) => desk.gather(round, board.ground(), board.applied()),
             Effect::Vote(round, block) => desk.vote(round, block, board.ground(), board.gathered(), board.refused()),
             Effect::Decide(round) => desk.decide(round, board.ground(), board.gathered()),
             Effect::OuterStep(round) => desk.outer_step(round, board.decision()),

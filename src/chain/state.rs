@@ -148,8 +148,8 @@ impl State {
     }
 
     pub(super) fn root(&self) -> [u8; 32] {
-        let encoded = postcard::to_allocvec(self).expect("plain numbers and maps encode");
-        blake3::derive_key("convoke 2026-11 development chain state v1", &encoded)
+        let root = Root(blake3::Hasher::new_derive_key("convoke 2026-11 development chain state v1"), Vec::new());
+        postcard::serialize_with_flavor(self, root).expect("plain numbers and maps encode")
     }
 
     /// What happens at every block before its calls. Its own pulses come after: on chain they are calls too, and what
@@ -373,5 +373,41 @@ impl State {
         *held = (*held).max(stake);
         self.subnet.grant_permits(&self.stakes);
         Ok(Event::NeuronRegistered { uid, hotkey })
+    }
+}
+
+/// Hashes what is written, as it comes: the state is never in memory a second time.
+struct Root(blake3::Hasher, Vec<u8>);
+
+/// Bytes that are hashed at once.
+const ROOT_BUFFER: usize = 16 * 1024;
+
+impl Root {
+    fn flush(&mut self, len_max: usize) {
+        if self.1.len() > len_max {
+            self.0.update(&self.1);
+            self.1.clear();
+        }
+    }
+}
+
+impl postcard::ser_flavors::Flavor for Root {
+    type Output = [u8; 32];
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        self.1.push(byte);
+        self.flush(ROOT_BUFFER);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        self.1.extend_from_slice(bytes);
+        self.flush(ROOT_BUFFER);
+        Ok(())
+    }
+
+    fn finalize(mut self) -> postcard::Result<[u8; 32]> {
+        self.flush(0);
+        Ok(*self.0.finalize().as_bytes())
     }
 }

@@ -39,14 +39,21 @@ pub struct CopyFound {
     pub overlap: f64,
 }
 
-/// What is taken as usual at most, and where only two payloads can be compared: a full agreement is a copy, however many there are.
-const USUAL_MAX: f64 = 0.5;
+/// What is taken as usual at most: a full agreement is a copy, however many there are. Honest peers come near it where θ was led astray,
+/// for there is one way back.
+const USUAL_MAX: f64 = 0.9;
+/// What is taken as usual where only two payloads can be compared.
+const USUAL_OF_TWO: f64 = 0.5;
 
 /// The copies among `sealed`, latest last.
 ///
 /// `overlap` gives the share of kept indices that the payloads at two places of `sealed` have in common, in [0, 1]; it
-/// is asked once for each pair. The usual agreement m is the median of all pairs. A pair that agrees in o is a copy where
+/// is asked once for each pair. The usual agreement m is the upper quartile of all pairs. A pair that agrees in o is a copy where
 /// (o − m) / (1 − m) is above `overlap_max`. A copy of a copy is a copy of the first.
+///
+/// Of the pairs among more honest payloads than others at least a quarter are honest, and less than a quarter are of two others: so
+/// neither those who agree with nobody nor those who agree with each other move m far from what is usual among the honest. The
+/// median is theirs to move: a third who send noise make it that of noise.
 #[must_use]
 pub fn copies(sealed: &[Sealed], overlap_max: f64, mut overlap: impl FnMut(usize, usize) -> f64) -> Vec<CopyFound> {
     let mut order: Vec<usize> = (0..sealed.len()).collect();
@@ -72,12 +79,12 @@ pub fn copies(sealed: &[Sealed], overlap_max: f64, mut overlap: impl FnMut(usize
     found
 }
 
-/// The lower median of all pairs' agreement, or [`USUAL_MAX`] where that is less or where there is one pair only.
+/// The upper quartile of all pairs' agreement, or [`USUAL_MAX`] where that is less.
 fn usual(mut pairs: Vec<f64>) -> f64 {
     pairs.sort_unstable_by(f64::total_cmp);
     match pairs.len() {
-        0 | 1 => USUAL_MAX,
-        n => pairs[(n - 1) / 2].clamp(0.0, USUAL_MAX),
+        0 | 1 => USUAL_OF_TWO,
+        n => pairs[3 * (n - 1) / 4].clamp(0.0, USUAL_MAX),
     }
 }
 
@@ -137,6 +144,24 @@ mod tests {
         assert_eq!(of_first_two(0.36, 0.45), []);
         assert_eq!(of_first_two(0.36, 0.6), []);
         assert_eq!(of_first_two(0.36, 0.63).len(), 1);
+    }
+
+    #[test]
+    fn what_is_usual_is_said_by_the_honest_where_they_are_more() {
+        let sealed: Vec<Sealed> =
+            (0..15).map(|key| Sealed { hotkey: hotkey(key), block: Block(50), index: u32::from(key) }).collect();
+        // Ten are honest and agree a little or much; the others agree with nobody, or are five times the same.
+        for (honest, others) in [(0.1, 0.0), (0.45, 0.0), (0.1, 1.0)] {
+            let is_honest = |idx: usize| !idx.is_multiple_of(3);
+            let overlap = |i: usize, j: usize| match (is_honest(i), is_honest(j)) {
+                (true, true) => honest,
+                (false, false) => others,
+                _ => 0.02,
+            };
+            let found: Vec<Hotkey> = copies(&sealed, 0.4, overlap).iter().map(|found| found.copy).collect();
+            let expected: &[u8] = if others > 0.0 { &[3, 6, 9, 12] } else { &[] };
+            assert_eq!(found, expected.iter().map(|key| hotkey(*key)).collect::<Vec<_>>(), "{honest} {others}");
+        }
     }
 
     #[test]

@@ -4,8 +4,39 @@
 //! inconsistent differences. Losses before and after are on the same samples. The improvement that is scored is
 //! *relative* and on *unassigned* data, as in the reference run's code (the paper's formula is the plain difference):
 //! relative values are comparable between rounds. The assigned data serves one purpose, to show that it was used.
+//!
+//! Before that each tensor is scaled down to a size that three quarters of the round's contributions have ([`usual_sizes`], [`scales`]).
+//! The published rules evaluate a contribution as it was sent, while the outer step limits it to the median norm: honest work sent three
+//! times as large is then rated far above honest work, and applied as no more. `docs/attacks.md` has what that earned.
 
 use serde::{Deserialize, Serialize};
+
+/// The smallest scale in an evaluation. What is larger than eight times the usual is no honest work, and shows what it is.
+const SCALE_MIN: f64 = 0.125;
+
+/// For each of `n_tensors` tensors the norm that three quarters of a round's contributions reach, given the norms of each.
+///
+/// At the median, to which the outer step limits them, whoever sends more than it honestly has would still be found to help more than the
+/// half who have less.
+///
+/// # Panics
+/// If a contribution has fewer norms.
+#[must_use]
+pub fn usual_sizes(n_tensors: usize, norms: &[Vec<f64>]) -> Vec<f64> {
+    let lower_quartile = |tensor_idx: usize| {
+        let mut sorted: Vec<f64> = norms.iter().map(|norms| norms[tensor_idx]).collect();
+        sorted.sort_unstable_by(f64::total_cmp);
+        sorted.get(sorted.len().saturating_sub(1) / 4).copied().unwrap_or(0.0)
+    };
+    (0..n_tensors).map(lower_quartile).collect()
+}
+
+/// By how much each tensor of a contribution with these norms is scaled before it is evaluated: min(1, usual / norm), and at least 1/8.
+#[must_use]
+pub fn scales(norms: &[f64], usual: &[f64]) -> Vec<f32> {
+    let scale = |norm: f64, usual: f64| if norm > usual { (usual / norm).max(SCALE_MIN) as f32 } else { 1.0 };
+    norms.iter().zip(usual).map(|(norm, usual)| scale(*norm, *usual)).collect()
+}
 
 /// The mean loss per token on the two sample sets, at θ_t and at θ_t − α·c·Δ̂. In nats.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,6 +105,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn what_is_larger_than_usual_is_evaluated_as_large_as_usual_and_what_is_huge_is_not_hidden() {
+        let usual = usual_sizes(2, &[vec![3.0, 1.0], vec![2.0, 1.0], vec![100.0, 1.0], vec![1.0, 9.0], vec![6.0, 0.0]]);
+        assert_eq!(usual, [2.0, 1.0]);
+        assert_eq!(scales(&[1.0, 2.0, 6.0, 100.0, 0.0], &[2.0, 2.0, 2.0, 2.0, 0.0]), [1.0, 1.0, 1.0 / 3.0, 0.125, 1.0]);
+        assert_eq!(usual_sizes(1, &[]), [0.0]);
+    }
 
     fn losses(assigned: (f64, f64), unassigned: (f64, f64)) -> Losses {
         Losses {

@@ -150,17 +150,18 @@ impl<'a> BodyRef<'a> {
     }
 }
 
-/// Calls `f(position in the flat form, Δ̂)` for every kept value, ascending; `f` must be `#[inline(always)]`.
-fn for_each_value(layout: &Layout, body: BodyRef<'_>, mut f: impl FnMut(usize, f32)) {
+/// Calls `f(position in the flat form, Δ̂ · scale)` for every kept value, ascending; `scale` is asked for each tensor, and `f` must be
+/// `#[inline(always)]`.
+fn for_each_value(layout: &Layout, body: BodyRef<'_>, scale: impl Fn(usize) -> f32, mut f: impl FnMut(usize, f32)) {
     let mut reader = Reader::new(body.format);
     Simd::best().plain(
         #[inline(always)]
         || {
             for tensor_idx in 0..layout.tensors().len() {
-                let levels = body.levels(tensor_idx);
+                let (levels, scale) = (body.levels(tensor_idx), scale(tensor_idx));
                 for (chunk_idx, valid) in layout.chunks_with_valid(tensor_idx) {
                     let record = reader.record(body, chunk_idx);
-                    let values = levels.values(record.scale());
+                    let values = levels.values(record.scale()).map(|value| value * scale);
                     let n_kept = body.format.kept_of(valid);
                     reader.for_each(
                         Portable,
@@ -183,22 +184,25 @@ pub fn decode(layout: &Layout, body: BodyRef<'_>) -> Vec<f32> {
     for_each_value(
         layout,
         body,
+        |_| 1.0,
         #[inline(always)]
         |at, value| dense[at] = value,
     );
     dense
 }
 
-/// θ ← θ − step · Δ̂ for one contribution, without the median limit: what a LossScore evaluates.
+/// θ ← θ − step · scale · Δ̂ for one contribution, with a scale for each tensor: what a LossScore evaluates.
 ///
 /// # Panics
-/// If `theta` is not the layout's flat form, or the contribution not in the run's format.
-pub fn apply_one(layout: &Layout, spec: &SparseSpec, body: BodyRef<'_>, step: f32, theta: &mut [f32]) {
+/// If `theta` is not the layout's flat form, the contribution not in the run's format, or there is not one scale a tensor.
+pub fn apply_one(layout: &Layout, spec: &SparseSpec, body: BodyRef<'_>, step: f32, scales: &[f32], theta: &mut [f32]) {
     assert_eq!(body.format, Format::of(spec), "the contribution's format");
+    assert_eq!(scales.len(), layout.tensors().len(), "one scale a tensor");
     assert_eq!(theta.len(), layout.flat_len(), "the flat form's length");
     for_each_value(
         layout,
         body,
+        |tensor_idx| scales[tensor_idx],
         #[inline(always)]
         |at, value| theta[at] -= step * value,
     );

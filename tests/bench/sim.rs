@@ -106,11 +106,18 @@ fn print_verdicts(verdicts: &Summary) {
     println!("  {accused} of {judged} honest payloads refused although they came, by honest validators");
     let mut parts: BTreeSet<Part> = verdicts.weight.keys().copied().collect();
     parts.extend(verdicts.refusals.keys().map(|(part, _)| *part));
+    parts.extend(verdicts.applied.keys());
     for part in parts {
         let share = verdicts.weight.get(&part).copied().unwrap_or(0.0);
+        let applied = verdicts.applied.get(&part).copied().unwrap_or(0);
         let of_part = verdicts.refusals.iter().filter(|((who, _), _)| *who == part);
         let reasons: Vec<String> = of_part.map(|((_, reason), n)| format!("{reason} {n}")).collect();
-        println!("    {:<14} {:>5.1} %  refused: {}", part.name(), 100.0 * share, reasons.join(", "));
+        println!(
+            "    {:<14} {:>5.1} %  applied: {applied}, refused: {}",
+            part.name(),
+            100.0 * share,
+            reasons.join(", ")
+        );
     }
 }
 

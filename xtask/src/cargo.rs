@@ -16,7 +16,7 @@ struct Bench {
     shows: &'static str,
 }
 
-const BENCHES: [Bench; 7] = [
+const BENCHES: [Bench; 8] = [
     Bench {
         name: "first-light",
         package: "convoke-node",
@@ -28,6 +28,12 @@ const BENCHES: [Bench; 7] = [
         package: "convoke-node",
         target: "learning",
         shows: "held-out loss at equal tokens, by method, with bytes a round: AdamW, DiLoCo, SparseLoCo",
+    },
+    Bench {
+        name: "attacks",
+        package: "convoke-node",
+        target: "attacks",
+        shows: "learning with hostile miners: loss, honest weight, accusations; writes docs/attacks.md and its plot",
     },
     Bench {
         name: "copies",

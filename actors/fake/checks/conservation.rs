@@ -16,25 +16,22 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use convoke::gauntlet::loss_score::Losses;
 use convoke::manifest::Manifest;
 use convoke::payload::Payload;
 use convoke::run_spec::SparseSpec;
 use convoke::sparseloco::{Layout, Undo, decode};
-use convoke::terms::{BlockHash, Digest, ManifestHash, Round};
+use convoke::terms::{Digest, ManifestHash, Round};
 
 use super::Violation;
-use crate::compressor::{SECTION, Theta};
+use crate::compressor::SECTION;
 use crate::disk::Disk;
 use crate::fake::chance::Chance;
 use crate::fake::disk::{FakeDisk, Mounted};
 use crate::fake::fence::Fence;
-use crate::gauntlet::Evaluation;
-use crate::gpu_worker::{Trained, Trainer, Trainers};
-use crate::node::Parts;
+use crate::fake::trainer::twist::{Twist, twisted};
+use crate::gpu_worker::{Trained, Trainers};
 use crate::opening::Opening;
 use crate::pages::Pages;
 use crate::store::{read_file, take_f32s};
@@ -66,7 +63,7 @@ impl Deltas {
     /// The same trainers of a node, whose every Δ is heard here.
     #[must_use]
     pub fn watch(self: &Arc<Self>, node: usize, trainers: Arc<dyn Trainers>) -> Arc<dyn Trainers> {
-        Arc::new(WatchedTrainers { node, deltas: Arc::clone(self), trainers })
+        twisted(trainers, Arc::new(Listener { node, deltas: Arc::clone(self) }))
     }
 
     fn heard(&self, node: usize, round: Round, delta: &Arc<Pages>) {
@@ -88,54 +85,16 @@ impl Deltas {
     }
 }
 
-struct WatchedTrainers {
+/// One node's line to the list.
+struct Listener {
     node: usize,
     deltas: Arc<Deltas>,
-    trainers: Arc<dyn Trainers>,
 }
 
-impl Trainers for WatchedTrainers {
-    fn trainer(&self, parts: &Arc<Parts>) -> Box<dyn Trainer> {
-        let (node, deltas) = (self.node, Arc::clone(&self.deltas));
-        Box::new(WatchedTrainer { node, deltas, trainer: self.trainers.trainer(parts) })
-    }
-
-    fn n_train_samples(&self) -> u64 {
-        self.trainers.n_train_samples()
-    }
-
-    fn first_theta(&self, parts: &Parts) -> Vec<f32> {
-        self.trainers.first_theta(parts)
-    }
-}
-
-struct WatchedTrainer {
-    node: usize,
-    deltas: Arc<Deltas>,
-    trainer: Box<dyn Trainer>,
-}
-
-impl Trainer for WatchedTrainer {
-    fn load(&mut self, round: Round, theta: Theta, adopt_pending: bool) -> f64 {
-        self.trainer.load(round, theta, adopt_pending)
-    }
-
-    fn inner_steps(&mut self, round: Round, seed: BlockHash, stop: &AtomicBool) -> Result<Trained, String> {
-        let trained = self.trainer.inner_steps(round, seed, stop)?;
+impl Twist for Listener {
+    fn trained(&self, round: Round, trained: Trained) -> Trained {
         self.deltas.heard(self.node, round, &trained.delta);
-        Ok(trained)
-    }
-
-    fn evaluate(&mut self, round: Round, theta: &Theta, evaluation: &Evaluation) -> Losses {
-        self.trainer.evaluate(round, theta, evaluation)
-    }
-
-    fn save(&mut self, round: Round) -> Result<bool, String> {
-        self.trainer.save(round)
-    }
-
-    fn write(&self, prompt: &str, tokens: usize) -> String {
-        self.trainer.write(prompt, tokens)
+        trained
     }
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 
+use convoke::manifest::Manifest;
 use convoke::round::Role;
 use convoke::terms::{Hotkey, Round, Uid, Weight};
 
@@ -35,6 +36,7 @@ pub struct Verdicts {
     accused: u64,
     refusals: BTreeMap<(Part, String), u64>,
     heldout: BTreeMap<Round, f64>,
+    applied: BTreeMap<Part, u64>,
 }
 
 /// What came of it.
@@ -48,6 +50,8 @@ pub struct Summary {
     pub refusals: BTreeMap<(Part, String), u64>,
     /// The held-out loss after each round, in nats a token.
     pub heldout: BTreeMap<Round, f64>,
+    /// Of whom how many payloads the manifests have that were looked at: one a round, the newest there was.
+    pub applied: BTreeMap<Part, u64>,
 }
 
 impl Summary {
@@ -63,6 +67,13 @@ impl Summary {
     pub fn false_accusations(&self) -> f64 {
         let (accused, judged) = self.accused;
         accused as f64 / judged.max(1) as f64
+    }
+
+    /// The share of honest miners in the payloads that were applied.
+    #[must_use]
+    pub fn honest_applied(&self) -> Option<f64> {
+        let all: u64 = self.applied.values().sum();
+        (all > 0).then(|| self.applied.get(&Part::Honest).copied().unwrap_or(0) as f64 / all as f64)
     }
 
     /// The held-out loss after the last round.
@@ -86,6 +97,7 @@ impl Verdicts {
             accused: 0,
             refusals: BTreeMap::new(),
             heldout: BTreeMap::new(),
+            applied: BTreeMap::new(),
         }
     }
 
@@ -110,6 +122,13 @@ impl Verdicts {
                 self.weights.insert(node, weights.clone());
             }
             _ => {}
+        }
+    }
+
+    /// Hears of a manifest that was decided.
+    pub fn manifest(&mut self, manifest: &Manifest) {
+        for place in manifest.entries.iter().filter_map(|entry| self.places.get(&entry.hotkey)) {
+            *self.applied.entry(self.nodes[*place].part).or_default() += 1;
         }
     }
 
@@ -146,6 +165,7 @@ impl Verdicts {
             accused: (self.accused, self.judged),
             refusals: self.refusals.clone(),
             heldout: self.heldout.clone(),
+            applied: self.applied.clone(),
         }
     }
 }

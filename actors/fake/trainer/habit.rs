@@ -11,8 +11,12 @@ use super::quadratic::{Goal, Lesson, Quadratic};
 use crate::fake::chance::Chance;
 use crate::pages::Pages;
 
-/// How much too large a huge Δ is.
-const HUGE: f32 = 1000.0;
+/// How much too large a huge Δ is: each kept value is the largest that a payload can say, and the payload is still well-formed.
+pub(super) const HUGE: f32 = 1000.0;
+/// How much larger than what training has made.
+pub(super) const BOOST: f32 = 3.0;
+/// The share of honest work under which targeted poison hides: most validators find that it helps.
+pub(super) const COVER: f32 = 0.5;
 
 /// What a miner makes of a round's work.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,7 +25,7 @@ pub enum Habit {
     Honest,
     /// Nothing at all.
     Zero,
-    /// Numbers of the usual size that are about nothing.
+    /// Numbers that are about nothing, together as large as what training makes: how large that is can be seen in everybody's payloads.
     Noise,
     /// Training, but on samples that were assigned to nobody.
     WrongData,
@@ -34,9 +38,11 @@ pub enum Habit {
     },
     /// Training, a thousand times as strong.
     Huge,
+    /// What training makes, larger: it is applied as no more than that of others, but may be found to help more.
+    Boost,
     /// What training makes, turned round.
     PoisonFlip,
-    /// A walk to another place, the same for all who do it.
+    /// Training for one half, and for the other a walk to another place, the same for all who do it.
     PoisonTarget,
     /// Honest at first.
     Sleeper {
@@ -96,23 +102,34 @@ impl Habit {
         let whole = work.inner.steps as usize * work.inner.batch_sequences;
         let strength = match now {
             Self::Zero => return Pages::zeroed(work.theta.len()),
-            Self::Noise => return world.noise(work.theta.len(), work.noise),
             Self::Huge => HUGE,
+            Self::Boost => BOOST,
             Self::PoisonFlip => -1.0,
+            Self::PoisonTarget => COVER,
             _ => 1.0,
         };
-        world.train(&Lesson {
+        let lesson = |goal, strength: f32| Lesson {
             round: work.round,
             theta: if matches!(now, Self::Stale { .. }) { work.theta_before } else { work.theta },
             samples,
             reach: strength * samples.len() as f32 / whole.max(1) as f32,
-            goal: if *now == Self::PoisonTarget { Goal::Elsewhere } else { Goal::Target },
+            goal,
             noise: work.noise,
-        })
+        };
+        let mut delta = world.train(&lesson(Goal::Target, strength));
+        match now {
+            Self::Noise => as_large_as(&delta, world.noise(work.theta.len(), work.noise)),
+            Self::PoisonTarget => {
+                let away = world.train(&lesson(Goal::Elsewhere, 1.0 - COVER));
+                delta.iter_mut().zip(away.iter()).for_each(|(value, away)| *value += away);
+                delta
+            }
+            _ => delta,
+        }
     }
 
     /// What it is in a round.
-    fn in_round(&self, round: Round) -> &Self {
+    pub(super) fn in_round(&self, round: Round) -> &Self {
         static HONEST: Habit = Habit::Honest;
         match self {
             Self::Sleeper { from, .. } if round < *from => &HONEST,
@@ -120,6 +137,17 @@ impl Habit {
             habit => habit,
         }
     }
+}
+
+/// The second as it is, but with the norm of the first.
+pub(super) fn as_large_as(honest: &[f32], mut other: Pages) -> Pages {
+    let scale = (norm(honest) / norm(&other).max(f64::MIN_POSITIVE)) as f32;
+    other.iter_mut().for_each(|value| *value *= scale);
+    other
+}
+
+pub(super) fn norm(values: &[f32]) -> f64 {
+    values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
 }
 
 /// A hotkey that nobody has.

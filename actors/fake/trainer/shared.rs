@@ -1,23 +1,21 @@
 //! Many hotkeys, one machine: whoever of them trains first in a round has trained for all.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use convoke::gauntlet::loss_score::Losses;
-use convoke::terms::{BlockHash, Round};
+use convoke::terms::Round;
 
-use crate::compressor::Theta;
+use super::habit::as_large_as;
+use super::twist::{Twist, twisted};
 use crate::fake::chance::Chance;
-use crate::gauntlet::Evaluation;
-use crate::gpu_worker::{Trained, Trainer, Trainers};
-use crate::node::Parts;
+use crate::gpu_worker::{Trained, Trainers};
 use crate::pages::Pages;
 
 /// Rounds whose work is kept.
 const ROUNDS_KEPT: usize = 4;
-/// How much of a value each adds or takes of its own, at most: enough to send other bytes.
-const OWN_SHARE: f32 = 0.02;
+/// The least and the most that a hotkey adds to a value or takes of it, of its size: some are careless, and some differ by more than
+/// copies are known by.
+const OWN_SHARE: (f64, f64) = (0.02, 2.0);
 
 /// What the one machine has made.
 #[derive(Default)]
@@ -27,7 +25,9 @@ impl Machine {
     /// The trainers of one of its hotkeys.
     #[must_use]
     pub fn trainers(self: &Arc<Self>, chance: Chance, trainers: Arc<dyn Trainers>) -> Arc<dyn Trainers> {
-        Arc::new(Shared { machine: Arc::clone(self), chance, trainers })
+        let (least, most) = OWN_SHARE;
+        let own_share = (least + (most - least) * chance.share("own share", &[])) as f32;
+        twisted(trainers, Arc::new(OneOfMany { machine: Arc::clone(self), chance, own_share }))
     }
 
     fn work(&self, round: Round, own: &Arc<Pages>) -> Arc<Pages> {
@@ -40,56 +40,19 @@ impl Machine {
     }
 }
 
-struct Shared {
-    machine: Arc<Machine>,
-    chance: Chance,
-    trainers: Arc<dyn Trainers>,
-}
-
-impl Trainers for Shared {
-    fn trainer(&self, parts: &Arc<Parts>) -> Box<dyn Trainer> {
-        let (machine, chance) = (Arc::clone(&self.machine), self.chance);
-        Box::new(OneOfMany { machine, chance, trainer: self.trainers.trainer(parts) })
-    }
-
-    fn n_train_samples(&self) -> u64 {
-        self.trainers.n_train_samples()
-    }
-
-    fn first_theta(&self, parts: &Parts) -> Vec<f32> {
-        self.trainers.first_theta(parts)
-    }
-}
-
 struct OneOfMany {
     machine: Arc<Machine>,
     chance: Chance,
-    trainer: Box<dyn Trainer>,
+    own_share: f32,
 }
 
-impl Trainer for OneOfMany {
-    fn load(&mut self, round: Round, theta: Theta, adopt_pending: bool) -> f64 {
-        self.trainer.load(round, theta, adopt_pending)
-    }
-
-    fn inner_steps(&mut self, round: Round, seed: BlockHash, stop: &AtomicBool) -> Result<Trained, String> {
-        let trained = self.trainer.inner_steps(round, seed, stop)?;
-        let mut delta = Pages::from(&**self.machine.work(round, &trained.delta));
+impl Twist for OneOfMany {
+    fn trained(&self, round: Round, trained: Trained) -> Trained {
+        let work = self.machine.work(round, &trained.delta);
+        let mut delta = Pages::from(&**work);
         for (at, value) in delta.iter_mut().enumerate() {
-            *value *= 1.0 + OWN_SHARE * (2.0 * self.chance.share("own", &[round.0, at as u64]) as f32 - 1.0);
+            *value *= 1.0 + self.own_share * (2.0 * self.chance.share("own", &[round.0, at as u64]) as f32 - 1.0);
         }
-        Ok(Trained { delta: Arc::new(delta), ..trained })
-    }
-
-    fn evaluate(&mut self, round: Round, theta: &Theta, evaluation: &Evaluation) -> Losses {
-        self.trainer.evaluate(round, theta, evaluation)
-    }
-
-    fn save(&mut self, round: Round) -> Result<bool, String> {
-        self.trainer.save(round)
-    }
-
-    fn write(&self, prompt: &str, tokens: usize) -> String {
-        self.trainer.write(prompt, tokens)
+        Trained { delta: Arc::new(as_large_as(&work, delta)), ..trained }
     }
 }

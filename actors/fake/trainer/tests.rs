@@ -63,7 +63,8 @@ impl Run {
         let body = encode(&self.layout, &spec.sparse, &mut error, &self.delta(habit, peer)).unwrap().body;
         let mut after = self.theta.clone();
         let step = spec.gauntlet.step_ratio * spec.sparse.lr_outer;
-        sparseloco::apply_one(&self.layout, &spec.sparse, body.view(), step, &mut after);
+        let scales = vec![1.0; self.layout.tensors().len()];
+        sparseloco::apply_one(&self.layout, &spec.sparse, body.view(), step, &scales, &mut after);
         let peer = Hotkey([peer; 32]);
         let used = spec.inner.steps as usize * spec.inner.batch_sequences;
         let all = convoke::assignment::assigned(&SEED, &peer, N_SAMPLES, used);
@@ -107,6 +108,54 @@ fn poison_and_what_is_far_too_large_raise_the_loss() {
             assert!(score.improvement < 0.0, "{habit:?}: {score:?}");
         }
     }
+}
+
+#[test]
+fn noise_is_as_large_as_honest_work_and_helps_nobody() {
+    let run = Run::new();
+    let norm = |habit: &Habit, peer| {
+        run.delta(habit, peer).iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+    };
+    for peer in [1, 2, 3] {
+        let ratio = norm(&Habit::Noise, peer) / norm(&Habit::Honest, peer);
+        assert!((ratio - 1.0).abs() < 1e-3, "{ratio}");
+    }
+    let sum = |habit| run.scores(&habit).iter().map(|score| score.improvement).sum::<f64>();
+    assert!(sum(Habit::Noise) < 0.3 * sum(Habit::Honest));
+}
+
+#[test]
+fn what_is_far_too_large_is_still_a_payload_and_says_the_largest_values_there_are() {
+    let run = Run::new();
+    let largest = |habit: &Habit| {
+        let mut error = vec![0.0; run.layout.flat_len()];
+        let body = encode(&run.layout, &run.spec.sparse, &mut error, &run.delta(habit, 1)).unwrap().body;
+        assert!(error.iter().all(|value| value.is_finite()));
+        let format = body.view().format();
+        let (levels, records) = (body.view().level_bytes(), body.view().record_bytes());
+        sparseloco::BodyRef::check(&run.layout, format, levels, records).unwrap();
+        sparseloco::decode(&run.layout, body.view()).iter().fold(0.0_f32, |most, value| most.max(value.abs()))
+    };
+    let (honest, huge) = (largest(&Habit::Honest), largest(&Habit::Huge));
+    assert!(huge > 5.0 * honest && huge <= 128.0, "{huge}, {honest}");
+}
+
+#[test]
+fn targeted_poison_hides_under_honest_work_and_pulls_elsewhere() {
+    let run = Run::new();
+    let scores = run.scores(&Habit::PoisonTarget);
+    let sum = |scores: &[Score]| scores.iter().map(|score| score.improvement).sum::<f64>();
+    let honest = run.scores(&Habit::Honest);
+    assert!(0.0 < sum(&scores) && sum(&scores) < sum(&honest), "{} of {}", sum(&scores), sum(&honest));
+    // What it adds to honest work is the same for all who do it.
+    let added = |peer| -> Vec<f32> {
+        let (poison, honest) = (run.delta(&Habit::PoisonTarget, peer), run.delta(&Habit::Honest, peer));
+        poison.iter().zip(honest.iter()).map(|(poison, honest)| poison - honest).collect()
+    };
+    let (one, other) = (added(1), added(2));
+    let size = one.iter().fold(0.0_f32, |most, value| most.max(value.abs()));
+    let apart = one.iter().zip(&other).fold(0.0_f32, |most, (one, other)| most.max((one - other).abs()));
+    assert!(size > 0.1 && apart < 1e-4, "{size}, {apart}");
 }
 
 #[test]

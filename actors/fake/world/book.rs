@@ -142,8 +142,11 @@ impl World {
         let newest = self.book.entries().checks.newest_manifest();
         let Some((_, hash, node)) = newest else { return Vec::new() };
         let bytes = self.net.blob(self.patrol.endpoints[node], &hash.0);
-        let broken = bytes.map(|bytes| codec::of_manifest(&bytes, self.patrol.contributors_max));
-        violations(round, broken.unwrap_or_default()).collect()
+        let Some(bytes) = bytes else { return Vec::new() };
+        if let Ok(manifest) = Manifest::parse(&bytes, self.patrol.contributors_max) {
+            self.book.entries().verdicts.manifest(&manifest);
+        }
+        violations(round, codec::of_manifest(&bytes, self.patrol.contributors_max)).collect()
     }
 
     fn look_at_node(&mut self, round: Round, idx: usize) -> Vec<Violation> {

@@ -20,6 +20,7 @@ use crate::fake::checks::verdicts::Played;
 use crate::fake::disk::FakeDisk;
 use crate::fake::fence::Fence;
 use crate::fake::lab::Lab;
+use crate::fake::trainer::twist::{Partial, twisted};
 use crate::fake::two_faced::TwoFaced;
 use crate::faults::Faults;
 use crate::gpu_worker::Trainers;
@@ -107,6 +108,7 @@ impl World {
         let trainers = self.scenario.lab.trainers(seed, &part.habit(self.first));
         match part {
             Part::Sybil => self.machine.trainers(Chance::new(Chance::new(seed).draw("sybil", &[idx as u64])), trainers),
+            Part::Colluder => twisted(trainers, Arc::new(Partial { friends: self.plot.friends.clone() })),
             _ => trainers,
         }
     }

@@ -301,7 +301,15 @@ fn one_contribution_applied_alone_is_a_plain_subtraction() {
     let layout = golden_layout();
     let body = some_body(&layout, &spec(Quantiser::TwoBit, 64), 3);
     let (mut theta, sent) = (noise_of(&layout, 1), decode(&layout, body.view()));
-    let want: Vec<f32> = theta.iter().zip(&sent).map(|(theta, sent)| theta - 0.2 * sent).collect();
-    apply_one(&layout, &spec(Quantiser::TwoBit, 64), body.view(), 0.2, &mut theta);
+    // Powers of two: scaling by them rounds nothing.
+    let scales: Vec<f32> = (0..layout.tensors().len()).map(|tensor_idx| 0.5_f32.powi(tensor_idx as i32)).collect();
+    let mut want = theta.clone();
+    for (tensor_idx, scale) in scales.iter().enumerate() {
+        for chunk_idx in layout.chunks_of(tensor_idx) {
+            let places = chunk_idx * CHUNK_LEN..(chunk_idx + 1) * CHUNK_LEN;
+            want[places.clone()].iter_mut().zip(&sent[places]).for_each(|(want, sent)| *want -= 0.2 * (scale * sent));
+        }
+    }
+    apply_one(&layout, &spec(Quantiser::TwoBit, 64), body.view(), 0.2, &scales, &mut theta);
     assert!(theta == want);
 }

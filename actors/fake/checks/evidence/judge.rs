@@ -7,11 +7,12 @@ use convoke::assignment::{EvalDraw, assigned, eval_samples};
 use convoke::chain::commitment::Seal;
 use convoke::gauntlet::copies::{Sealed, copies};
 use convoke::gauntlet::fast_checks::{Expected, PayloadFacts, RejectReason, SealClaim, check_payload, check_seal};
+use convoke::gauntlet::loss_score::{scales, usual_sizes};
 use convoke::gauntlet::record::{Outcome, Standing};
 use convoke::gauntlet::{Score, selection, weights};
 use convoke::payload::{Payload, transport};
 use convoke::run_spec::GauntletSpec;
-use convoke::sparseloco::{apply_one, overlap};
+use convoke::sparseloco::{apply_one, norms, overlap};
 use convoke::terms::{Block, BlockHash, Hotkey, Round, Uid, Weight};
 
 use super::canon::Ground;
@@ -183,11 +184,21 @@ pub(super) struct Attempt {
     scores: BTreeMap<Hotkey, Option<Score>>,
     /// Whom it is to evaluate with which standing.
     plans: Vec<(Arc<Known>, Vec<Hotkey>)>,
+    /// How large is usual among all that has passed, once it is wanted.
+    usual: Option<Vec<f64>>,
 }
 
 impl Attempt {
     pub fn new(edge: Edge, gathered: Gathered, standings: Vec<Arc<Known>>) -> Self {
-        Self { edge, gathered, standings, told: BTreeSet::new(), scores: BTreeMap::new(), plans: Vec::new() }
+        Self {
+            edge,
+            gathered,
+            standings,
+            told: BTreeSet::new(),
+            scores: BTreeMap::new(),
+            plans: Vec::new(),
+            usual: None,
+        }
     }
 
     /// What becomes of an evaluation that is told: the right one, or what is wrong with it.
@@ -247,7 +258,11 @@ impl Attempt {
             return *score;
         }
         let passed = self.gathered.passed.iter().find(|passed| passed.hotkey == *hotkey)?;
-        let score = score(rules, &self.edge, me, passed);
+        let usual = self.usual.get_or_insert_with(|| {
+            let norms: Vec<_> = self.gathered.passed.iter().map(|it| norms(&rules.layout, it.payload.body())).collect();
+            usual_sizes(rules.layout.tensors().len(), &norms)
+        });
+        let score = score(rules, &self.edge, me, passed, usual);
         self.scores.insert(*hotkey, score);
         score
     }
@@ -276,7 +291,7 @@ impl Attempt {
     }
 }
 
-fn score(rules: &Rules, edge: &Edge, me: &Hotkey, passed: &Passed) -> Option<Score> {
+fn score(rules: &Rules, edge: &Edge, me: &Hotkey, passed: &Passed, usual: &[f64]) -> Option<Score> {
     let (run, n_samples) = (&rules.run, rules.measure.n_train_samples());
     let batch = run.inner.batch_sequences;
     let all = assigned(&edge.seed, &passed.hotkey, n_samples, run.inner.steps as usize * batch);
@@ -289,7 +304,9 @@ fn score(rules: &Rules, edge: &Edge, me: &Hotkey, passed: &Passed) -> Option<Sco
     let before = &edge.ground.theta;
     let mut after = before.to_vec();
     let step = run.gauntlet.step_ratio * run.sparse.lr_outer;
-    apply_one(&rules.layout, &run.sparse, passed.payload.body(), step, &mut after);
+    let body = passed.payload.body();
+    let scales = scales(&norms(&rules.layout, body), usual);
+    apply_one(&rules.layout, &run.sparse, body, step, &scales, &mut after);
     let sets = [&*samples.assigned, &*samples.unassigned];
     Some(Score::of(&rules.measure.losses(edge.round, before, &after, sets)))
 }
