@@ -101,16 +101,17 @@ pub fn evaluated(
 
 /// Whether a proposal that names these peers is one to endorse, by what all validators think of them together.
 ///
-/// Who proposes may be hostile, and its friends may have sent what passes every check. So it has to name half as many as there are places
-/// or as have passed, and among them nearly as many of those who earn on chain as if it had drawn lots: whoever chooses by ratings names
-/// more, even where some places are kept for newcomers; of friends fewer earn. `earns` is the chain's consensus, which a minority of the stake cannot move. One's own
-/// records would be no measure: where each judges by another the votes split, and the round is lost.
+/// Who proposes may be hostile, and its friends may have sent what passes every check. So it has to name a third as many as there are
+/// places or as have passed, which leaves room for many who may not contribute; and among them nearly as many of those who earn on
+/// chain as if it had drawn lots: whoever chooses by ratings names more, even where some places are kept for newcomers; of friends
+/// fewer earn. `earns` is the chain's consensus, which a minority of the stake cannot move. One's own records would be no measure:
+/// where each judges by another the votes split, and the round is lost.
 ///
 /// Before as many earn as there are places, or as half of those that have passed, every proposal that is long enough is fair.
 #[must_use]
 pub fn is_fair(listed: &[Hotkey], passed: &[Hotkey], earns: impl Fn(&Hotkey) -> bool, spec: &GauntletSpec) -> bool {
     let n_earning = |peers: &[Hotkey]| peers.iter().filter(|hotkey| earns(hotkey)).count();
-    let is_long_enough = 2 * listed.len() >= passed.len().min(spec.contributors_max);
+    let is_long_enough = 3 * listed.len() >= passed.len().min(spec.contributors_max);
     let do_weights_say = 2 * n_earning(passed) >= passed.len().min(2 * spec.contributors_max);
     let are_earners_named = 20 * passed.len() * n_earning(listed) >= 17 * listed.len() * n_earning(passed);
     is_long_enough && (!do_weights_say || are_earners_named)
@@ -190,7 +191,7 @@ mod tests {
     fn a_fair_list_is_long_enough_and_names_who_earns() {
         // Lots would name ten of twenty who earn, and 0.85 of that are eight and a half.
         assert!(is_fair_to_list(12..=31, 1..=20) && !is_fair_to_list(13..=32, 1..=20));
-        assert!(is_fair_to_list(1..=10, 1..=20) && !is_fair_to_list(1..=9, 1..=20));
+        assert!(is_fair_to_list(1..=7, 1..=20) && !is_fair_to_list(1..=6, 1..=20));
         // Where everybody earns but the newcomers, for whom four places are kept.
         assert!(is_fair_to_list(21..=40, 1..=36));
     }
@@ -199,7 +200,7 @@ mod tests {
     fn where_hardly_anybody_earns_yet_every_long_list_is_fair() {
         #[expect(clippy::reversed_empty_ranges, reason = "nobody")]
         let nobody = 1..=0;
-        assert!(is_fair_to_list(5..=24, nobody.clone()) && !is_fair_to_list(5..=13, nobody));
+        assert!(is_fair_to_list(5..=24, nobody.clone()) && !is_fair_to_list(5..=10, nobody));
         assert!(is_fair_to_list(21..=40, 1..=19) && !is_fair_to_list(21..=40, 1..=20));
     }
 

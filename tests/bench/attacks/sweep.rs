@@ -76,7 +76,7 @@ pub fn kind(reason: &str) -> String {
 pub struct Sweep {
     pub lab: ModelLab,
     pub rounds: u64,
-    /// Runs that are made at the same time; changes no result.
+    /// Runs that are made at the same time.
     pub n_threads: usize,
 }
 
