@@ -199,27 +199,22 @@ impl State {
         }
     }
 
+    /// No actor is named: ractor's names are the process's, and another node of it, in another thread, may be starting just now.
     async fn spawn(&mut self, leaf: Leaf, me: &ActorRef<Msg>) -> Result<ActorCell, SpawnErr> {
-        let name = Some(format!("{}/{leaf}", self.parts.config.node.name));
         let (root, parts) = (me.get_cell(), Arc::clone(&self.parts));
-        // Names are for logs only; ractor registers them process-wide, so a node whose name is taken goes unnamed.
-        let name = name.filter(|name| ractor::registry::where_is(name.clone()).is_none());
+        let refs = &mut self.refs;
         Ok(match leaf {
-            Leaf::GpuWorker => {
-                keep(&mut self.refs.gpu_worker, Actor::spawn_linked(name, GpuWorker, parts, root).await?.0)
-            }
-            Leaf::Compressor => {
-                keep(&mut self.refs.compressor, Actor::spawn_linked(name, Compressor, parts, root).await?.0)
-            }
-            Leaf::PeerSync => keep(&mut self.refs.peer_sync, Actor::spawn_linked(name, PeerSync, parts, root).await?.0),
-            Leaf::Gauntlet => keep(&mut self.refs.gauntlet, Actor::spawn_linked(name, Gauntlet, parts, root).await?.0),
+            Leaf::GpuWorker => keep(&mut refs.gpu_worker, Actor::spawn_linked(None, GpuWorker, parts, root).await?.0),
+            Leaf::Compressor => keep(&mut refs.compressor, Actor::spawn_linked(None, Compressor, parts, root).await?.0),
+            Leaf::PeerSync => keep(&mut refs.peer_sync, Actor::spawn_linked(None, PeerSync, parts, root).await?.0),
+            Leaf::Gauntlet => keep(&mut refs.gauntlet, Actor::spawn_linked(None, Gauntlet, parts, root).await?.0),
             Leaf::ChainWriter => {
-                keep(&mut self.refs.chain_writer, Actor::spawn_linked(name, ChainWriter, parts, root).await?.0)
+                keep(&mut refs.chain_writer, Actor::spawn_linked(None, ChainWriter, parts, root).await?.0)
             }
             Leaf::RoundClock => {
-                let leaves = self.refs.leaves().expect("RoundClock is started when all leaves are there");
+                let leaves = refs.leaves().expect("RoundClock is started when all leaves are there");
                 let args = round_clock::Args { parts, leaves, supervisor: me.clone() };
-                keep(&mut self.refs.round_clock, Actor::spawn_linked(name, RoundClock, args, root).await?.0)
+                keep(&mut refs.round_clock, Actor::spawn_linked(None, RoundClock, args, root).await?.0)
             }
         })
     }

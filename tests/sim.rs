@@ -48,6 +48,17 @@ fn one_seed_is_one_run() {
 }
 
 #[test]
+fn runs_beside_each_other_do_not_meet() {
+    let alone = scenario(2, (4, 2), "none").log;
+    let beside = || assert!((0..120).all(|_| scenario(2, (4, 2), "none").log == alone));
+    std::thread::scope(|threads| {
+        for _ in 0..4 {
+            threads.spawn(beside);
+        }
+    });
+}
+
+#[test]
 fn what_must_hold_holds_whatever_goes_wrong() {
     for seed in 10..22 {
         run(seed, "mixed");

@@ -5,8 +5,7 @@
 //! the honest alone, with as many miners as are honest in it. `docs/attacks.md` says what everybody does and what the columns mean;
 //! its table and its plot are written here. `--quick` makes few of the runs, and writes nothing.
 //!
-//! What is broken in a run is told, and is the exit code. Two runs of one seed are alike, though not always to the bit: of some twenty
-//! pairs of runs that trained side by side one differed, and the cause is not known.
+//! What is broken in a run is told, and is the exit code.
 
 #![expect(clippy::print_stdout, reason = "it measures, and says what it measured")]
 #![allow(clippy::disallowed_methods, reason = "it runs on threads, and writes files")]

@@ -146,19 +146,12 @@ fn run(nodes: usize, rounds: u64, faults: &str) -> Report {
 }
 
 #[test]
-fn the_real_model_learns_and_runs_of_one_seed_are_alike() {
-    let losses = [(); 2].map(|()| {
-        let report = run(4, 8, "none");
-        assert_eq!(report.violation, None);
-        report.verdicts.heldout.values().copied().collect::<Vec<f64>>()
-    });
-    for losses in &losses {
-        assert!(losses.last().unwrap() < &(0.97 * losses[0]), "{losses:?}");
-    }
-    // Not to the bit: of some twenty pairs of runs one differed.
-    let [first, second] = &losses;
-    assert_eq!(first.len(), second.len());
-    assert!(first.iter().zip(second).all(|(first, second)| (first / second - 1.0).abs() < 0.05), "{losses:?}");
+fn the_real_model_learns_and_one_seed_is_one_run() {
+    let [first, second] = [(); 2].map(|()| run(4, 8, "none"));
+    assert_eq!(first.violation, None);
+    let losses: Vec<f64> = first.verdicts.heldout.values().copied().collect();
+    assert!(losses.last().unwrap() < &(0.97 * losses[0]), "{losses:?}");
+    assert_eq!((first.log, first.n_lines), (second.log, second.n_lines));
 }
 
 #[test]
