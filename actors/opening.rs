@@ -84,7 +84,8 @@ impl Opening for Anew {
     }
 
     fn copies(&self, order: &[Sealed], payloads: &[&Payload], layout: &Layout, overlap_max: f64) -> Vec<CopyFound> {
-        let overlap = |a: usize, b: usize| sparseloco::overlap(layout, payloads[a].body(), payloads[b].body());
-        copies(order, overlap_max, overlap)
+        let bodies: Vec<_> = payloads.iter().map(|payload| payload.body()).collect();
+        let overlaps = sparseloco::overlaps(layout, &bodies);
+        copies(order, overlap_max, |a, b| overlaps[a.max(b)][a.min(b)])
     }
 }

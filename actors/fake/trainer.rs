@@ -30,7 +30,7 @@ use tokio::time::Instant;
 
 pub use self::habit::Habit;
 use self::habit::Work;
-use self::quadratic::Quadratic;
+use self::quadratic::{Quadratic, Square};
 use super::chance::Chance;
 use crate::compressor::Theta;
 use crate::gauntlet::Evaluation;
@@ -68,6 +68,7 @@ impl Trainers for FakeTrainers {
             chance: self.chance,
             n_train_samples: self.n_train_samples,
             habit: self.habit.clone(),
+            known: Known::default(),
             held: None,
             loaded: VecDeque::new(),
             trained: None,
@@ -91,6 +92,7 @@ struct FakeTrainer {
     world: Quadratic,
     n_train_samples: u64,
     habit: Habit,
+    known: Known,
     held: Option<Held>,
     /// θ of the last rounds, newest last: no more than the habit wants.
     loaded: VecDeque<Theta>,
@@ -106,6 +108,23 @@ struct Held {
     steps_done: u64,
 }
 
+/// The square of the θ that was asked about last: it is asked about several times in a row.
+#[derive(Default)]
+struct Known(Option<(Round, Theta, Square)>);
+
+impl Known {
+    fn square(&mut self, world: &Quadratic, round: Round, theta: &Theta) -> Square {
+        match &self.0 {
+            Some((of, at, square)) if *of == round && Arc::ptr_eq(at, theta) => *square,
+            _ => {
+                let square = world.square(round, theta);
+                self.0 = Some((round, Arc::clone(theta), square));
+                square
+            }
+        }
+    }
+}
+
 /// What is kept over rounds, as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Kept {
@@ -115,7 +134,8 @@ struct Kept {
 
 impl Trainer for FakeTrainer {
     fn load(&mut self, round: Round, theta: Theta, adopt_pending: bool) -> f64 {
-        let loss = self.world.heldout_loss(round, &theta);
+        let square = self.known.square(&self.world, round, &theta);
+        let loss = self.world.heldout_loss(square);
         self.loaded.push_back(Arc::clone(&theta));
         while self.loaded.len() > self.habit.rounds_behind() + 1 {
             self.loaded.pop_front();
@@ -142,6 +162,7 @@ impl Trainer for FakeTrainer {
         let Some(held) = self.held.as_mut().filter(|held| held.round == round) else {
             return Err(format!("the worker does not hold θ of round {round}"));
         };
+        let square = self.known.square(&self.world, round, &held.theta);
         self.trained = Some(round);
         let run = &self.parts.config.run;
         // When the flag was set nobody says; whoever is stopped was half way.
@@ -160,7 +181,7 @@ impl Trainer for FakeTrainer {
         };
         let samples = self.habit.samples(&work);
         let delta = self.habit.train(&self.world, &work, &samples);
-        let loss = self.world.mean_loss(round, &held.theta, &samples);
+        let loss = self.world.mean_loss(round, (&held.theta, square), &samples);
         held.steps_done += u64::from(steps);
         self.parts.faults.point_on_thread(Leaf::GpuWorker, "mid-inner-steps", round);
         self.write_kept(round, PENDING_SECTION)?;
@@ -177,7 +198,8 @@ impl Trainer for FakeTrainer {
         let Evaluation { payload, scales, .. } = evaluation;
         sparseloco::apply_one(&self.parts.layout, &run.sparse, payload.body(), step, scales, &mut after);
         self.free_since = Instant::now();
-        self.world.losses(round, theta, &after, [&evaluation.assigned, &evaluation.unassigned])
+        let square = self.known.square(&self.world, round, theta);
+        self.world.losses(round, (theta, square), &after, [&evaluation.assigned, &evaluation.unassigned])
     }
 
     fn save(&mut self, round: Round) -> Result<bool, String> {

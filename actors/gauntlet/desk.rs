@@ -33,14 +33,13 @@ const REPLAY_ROUNDS: u64 = 64;
 pub(super) struct Desk {
     parts: Arc<Parts>,
     standing: Standing,
-    /// Hashes of the records that passed in each of the last rounds.
     used: Used,
     /// The last round whose match is in the standing.
     rated: Option<Round>,
 }
 
-/// Hashes of records, by the round in which they were used.
-type Used = BTreeMap<Round, Vec<[u8; 32]>>;
+/// Hashes of the records that have passed in the last rounds, and when each has.
+type Used = BTreeMap<[u8; 32], Round>;
 
 /// As it is read. Of a match between two boundaries `used` is empty: the boundary has it.
 #[derive(Deserialize)]
@@ -87,8 +86,6 @@ impl Desk {
         if self.judges() {
             self.standing = registered_only(&self.standing, &registered.iter().copied().collect(), round);
         }
-        let used = self.used.iter().filter(|(used_in, _)| **used_in < round && self.judges());
-        let earlier: BTreeSet<[u8; 32]> = used.flat_map(|(_, used)| used).copied().collect();
         // Two claims may name one payload: each is judged on the bytes, and what one claim gets wrong costs nobody else.
         let delivered: BTreeMap<_, Arc<[u8]>> =
             delivered.into_iter().filter_map(|(hash, bytes)| Some((hash, bytes.ok()?))).collect();
@@ -97,7 +94,7 @@ impl Desk {
         for claim in claims {
             let bytes = delivered.get(&claim.seal.transport.0).map(|bytes| &**bytes);
             let ground = Ground { round, seed: &request.seed, base: request.base, theta: &request.theta };
-            match self.check_one(&claim, bytes, &ground, &earlier) {
+            match self.check_one(&claim, bytes, &ground) {
                 Ok(payload) => {
                     order.push(Sealed { hotkey: claim.hotkey, block: claim.place.0, index: claim.place.1 });
                     let Claim { uid, hotkey, seal, .. } = claim;
@@ -111,8 +108,9 @@ impl Desk {
         }
         if self.judges() {
             self.reject_copies(&mut gathered, &order);
-            self.used.insert(round, gathered.passed.iter().map(|passed| records_hash(&passed.payload)).collect());
-            self.used.retain(|used_in, _| used_in.0 + REPLAY_ROUNDS > round.0);
+            // What is gathered anew takes the place of what the round had gathered.
+            self.used.retain(|_, used_in| *used_in != round && used_in.0 + REPLAY_ROUNDS > round.0);
+            self.used.extend(gathered.passed.iter().map(|passed| (records_hash(&passed.payload), round)));
         }
         gathered
     }
@@ -128,7 +126,6 @@ impl Desk {
         claim: &Claim,
         bytes: Option<&[u8]>,
         ground: &Ground<'_>,
-        earlier: &BTreeSet<[u8; 32]>,
     ) -> Result<Arc<Payload>, RejectReason> {
         let run = &self.parts.config.run;
         let schedule = &self.parts.schedule;
@@ -146,7 +143,7 @@ impl Desk {
             inner_steps_min: run.inner.steps_min,
             inner_steps_max: run.inner.steps,
             holding: self.judges().then(|| Seal::holding_of(&holding())),
-            earlier_records: earlier,
+            used_records: &self.used,
         };
         let sealed = SealClaim {
             hotkey: claim.hotkey,

@@ -9,7 +9,7 @@
 //! a file of sampled parameters which the peer reported itself; here the seal carries a keyed digest that only a holder
 //! of θ_t can compute.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
@@ -231,8 +231,8 @@ pub struct Expected<'a> {
     pub inner_steps_max: u32,
     /// The keyed digest this peer must have sealed; `None` on a node that does not hold θ_t and so cannot judge it.
     pub holding: Option<[u8; 16]>,
-    /// [`PayloadFacts::records`] of the payloads of earlier rounds.
-    pub earlier_records: &'a BTreeSet<[u8; 32]>,
+    /// [`PayloadFacts::records`] of payloads that have passed, and the round in which they have.
+    pub used_records: &'a BTreeMap<[u8; 32], Round>,
 }
 
 /// The checks that need the chain alone: run before anything is fetched.
@@ -268,7 +268,8 @@ pub fn check_payload(claim: &SealClaim, facts: &PayloadFacts, expected: &Expecte
     let (got, min, max) = (facts.inner_steps, expected.inner_steps_min, expected.inner_steps_max);
     require(got >= min, || RejectReason::TooFewInnerSteps { got, min })?;
     require(got <= max, || RejectReason::TooManyInnerSteps { got, max })?;
-    require(!expected.earlier_records.contains(&facts.records), || RejectReason::Replay)
+    let used_in = expected.used_records.get(&facts.records);
+    require(used_in.is_none_or(|used_in| *used_in >= expected.round), || RejectReason::Replay)
 }
 
 /// Both halves, for a payload that is at hand.
@@ -317,7 +318,7 @@ mod tests {
         }
     }
 
-    fn expected(earlier_records: &BTreeSet<[u8; 32]>) -> Expected<'_> {
+    fn expected(used_records: &BTreeMap<[u8; 32], Round>) -> Expected<'_> {
         Expected {
             run_id: RunId([6; 32]),
             round: Round(5),
@@ -329,15 +330,16 @@ mod tests {
             inner_steps_min: 2,
             inner_steps_max: 30,
             holding: Some([4; 16]),
-            earlier_records,
+            used_records,
         }
     }
 
     /// Changes one thing of a contribution that passes, and asks for the reason.
     #[track_caller]
     fn refused(change: impl FnOnce(&mut SealClaim, &mut PayloadFacts, &mut Expected), reason: RejectReason) {
-        let earlier = BTreeSet::from([[99; 32]]);
-        let (mut claim, mut facts, mut expected) = (claim(), facts(), expected(&earlier));
+        // A round's own payloads may be looked at twice.
+        let used = BTreeMap::from([([99; 32], Round(4)), ([5; 32], Round(5))]);
+        let (mut claim, mut facts, mut expected) = (claim(), facts(), expected(&used));
         assert_eq!(check(&claim, &facts, &expected), Ok(()));
         change(&mut claim, &mut facts, &mut expected);
         assert_eq!(check(&claim, &facts, &expected), Err(reason.clone()));
@@ -388,8 +390,8 @@ mod tests {
 
     #[test]
     fn a_node_without_the_parameters_does_not_judge_who_holds_them() {
-        let earlier = BTreeSet::new();
-        let expected = Expected { holding: None, ..expected(&earlier) };
+        let unused = BTreeMap::new();
+        let expected = Expected { holding: None, ..expected(&unused) };
         assert_eq!(check_seal(&SealClaim { holding: [0; 16], ..claim() }, &expected), Ok(()));
     }
 }

@@ -32,7 +32,7 @@ mod simd;
 mod undo;
 mod write;
 
-pub use body::{Body, BodyRef, MalformedBody, apply_one, decode, norm, norms, overlap};
+pub use body::{Body, BodyRef, MalformedBody, apply_one, decode, norm, norms, overlaps};
 pub use encode::{EncodeError, EncodeReport, Encoded, encode, encode_on};
 pub use layout::{BLOCK_EDGE, CHUNK_LEN, CHUNKS_MAX, Layout, LayoutError, TensorShape, Valid};
 pub use levels::{LEVEL_MAX, LEVEL_ONE, Levels, MalformedLevels, SIGMA_VALUE_MAX};

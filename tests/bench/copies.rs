@@ -3,7 +3,7 @@
 //! The default run's model on its corpus. In each round peers train on their own samples: some for all inner steps with the optimiser
 //! they had, some as joiners for one, two or four steps with a new one. All payloads are the library's own; θ goes on by the
 //! contributions of those that trained in full. A row is a round and a pair of kinds: the lowest, median and highest agreement
-//! ([`convoke::sparseloco::overlap`]) of such pairs. `inner.steps_min` and `gauntlet.copy_overlap_max` rest on it.
+//! ([`convoke::sparseloco::overlaps`]) of such pairs. `inner.steps_min` and `gauntlet.copy_overlap_max` rest on it.
 //!
 //! Arguments: `--rounds N` (8), `--peers N` (4) of each kind, 2 to 60.
 
@@ -69,13 +69,14 @@ fn main() {
     for round in 0..rounds {
         let payloads: Vec<Payload> =
             peers.iter_mut().map(|peer| peer.contribute(&config, &dataset, &layout, &theta, round)).collect();
-        let overlap = |a: usize, b: usize| sparseloco::overlap(&layout, payloads[a].body(), payloads[b].body());
+        let bodies: Vec<_> = payloads.iter().map(Payload::body).collect();
+        let overlaps = sparseloco::overlaps(&layout, &bodies);
         for (i, first) in kinds.iter().enumerate() {
             for second in &kinds[i..] {
                 let mut found = Vec::new();
                 for a in 0..peers.len() {
                     let others = (a + 1..peers.len()).filter(|b| peers[*b].late == *second && peers[a].late == *first);
-                    found.extend(others.map(|b| overlap(a, b)));
+                    found.extend(others.map(|b| overlaps[b][a]));
                 }
                 found.sort_by(f64::total_cmp);
                 let name = |kind: &Option<u32>| kind.map_or_else(|| "all".to_owned(), |steps| steps.to_string());

@@ -43,7 +43,7 @@ const RATINGS_A_BOUNDARY: u64 = 2;
 const BYTES_A_RECORD: u64 = 256;
 /// Rounds whose payloads are known again, and bytes by which one is.
 const REPLAY_ROUNDS: u64 = 64;
-const BYTES_A_REPLAY: u64 = 33;
+const BYTES_A_REPLAY: u64 = 32 + 8;
 /// Whatever is of one size, headers and lists among it, and the outbox with a weight a node.
 const BYTES_BESIDE: u64 = 16 << 10;
 /// Rounds whose blobs are kept for those who come back, as PeerSync does, and the two that are under way.

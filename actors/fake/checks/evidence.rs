@@ -98,7 +98,7 @@ impl Measure for QuadraticMeasure {
     }
 
     fn losses(&self, round: Round, before: &[f32], after: &[f32], samples: [&[u64]; 2]) -> Losses {
-        self.world.losses(round, before, after, samples)
+        self.world.losses(round, (before, self.world.square(round, before)), after, samples)
     }
 }
 

@@ -3,7 +3,8 @@
 //! It is the endpoint's disk: what is on it outlives the process, and of what is forgotten the bytes go at once. The real store's labels
 //! come down to three facts here: the newest round that names a blob, its latest reveal, and whether it is one of the newest states.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{BuildHasherDefault, Hasher};
 
 use bytes::Bytes;
 use convoke::terms::Round;
@@ -20,10 +21,27 @@ struct Held {
     reveal: Reveal,
 }
 
+/// Takes of what is a hash already the first eight bytes. It draws nothing, so that the order of a shelf is that of its run.
+#[derive(Default)]
+struct Front(u64);
+
+impl Hasher for Front {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        self.0 = bytes.first_chunk().map_or(0, |front| u64::from_le_bytes(*front));
+    }
+
+    /// The length of the array, which is the same of all.
+    fn write_usize(&mut self, _: usize) {}
+}
+
 /// What an endpoint keeps.
 #[derive(Default)]
 pub(super) struct Shelf {
-    blobs: BTreeMap<[u8; 32], Held>,
+    blobs: HashMap<[u8; 32], Held, BuildHasherDefault<Front>>,
     /// Which blobs each round has named first, or again after older ones: so that forgetting looks only at what it forgets.
     by_round: BTreeMap<Round, Vec<[u8; 32]>>,
     states: BTreeSet<(Round, [u8; 32])>,

@@ -81,9 +81,12 @@ struct View<'a> {
     world: &'a Quadratic,
     theta: &'a [f32],
     turn: f32,
-    /// ‖θ − θ*‖².
-    square: f64,
+    square: Square,
 }
+
+/// ‖θ − θ*‖² of one θ in one round: what its losses have in common, and what takes longest of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Square(f64);
 
 impl Quadratic {
     /// The world that is drawn by `chance`, for a layout and the numbers of a run.
@@ -143,22 +146,39 @@ impl Quadratic {
         pages
     }
 
+    /// What the losses of a round's θ have in common.
+    #[must_use]
+    pub fn square(&self, round: Round, theta: &[f32]) -> Square {
+        let turn = turn(round);
+        let mut sums = [0.0; LANES];
+        for (places, phases) in self.places.chunks(LANES).zip(self.phases.chunks(LANES)) {
+            for (sum, (place, phase)) in sums.iter_mut().zip(places.iter().zip(phases)) {
+                let away = f64::from(theta[*place] - target(*phase, turn));
+                *sum += away * away;
+            }
+        }
+        Square(sums.iter().sum())
+    }
+
     /// The loss of a round's θ on what nobody trains on.
     #[must_use]
-    pub fn heldout_loss(&self, round: Round, theta: &[f32]) -> f64 {
-        View::new(self, round, theta).loss_of(0.0)
+    pub fn heldout_loss(&self, square: Square) -> f64 {
+        self.loss_of(square, 0.0)
     }
 
-    /// The mean loss of a round's θ on these samples.
+    /// The mean loss of a round's θ, which has this square, on these samples.
     #[must_use]
-    pub fn mean_loss(&self, round: Round, theta: &[f32], samples: &[u64]) -> f64 {
-        View::new(self, round, theta).mean(samples)
+    pub fn mean_loss(&self, round: Round, (theta, square): (&[f32], Square), samples: &[u64]) -> f64 {
+        View::new(self, round, theta, square).mean(samples)
     }
 
-    /// The mean losses on assigned and unassigned samples, before and after a contribution.
+    /// The mean losses on assigned and unassigned samples, before a contribution, where θ has this square, and after it.
     #[must_use]
-    pub fn losses(&self, round: Round, before: &[f32], after: &[f32], samples: [&[u64]; 2]) -> Losses {
-        let (before, after) = (View::new(self, round, before), View::new(self, round, after));
+    pub fn losses(&self, round: Round, before: (&[f32], Square), after: &[f32], samples: [&[u64]; 2]) -> Losses {
+        let (before, after) = (
+            View::new(self, round, before.0, before.1),
+            View::new(self, round, after, self.square(round, after)),
+        );
         let [assigned, unassigned] = samples;
         Losses {
             assigned_before: before.mean(assigned),
@@ -166,6 +186,11 @@ impl Quadratic {
             unassigned_before: before.mean(unassigned),
             unassigned_after: after.mean(unassigned),
         }
+    }
+
+    /// The loss where θ has this square, given ⟨θ − θ*, ξ⟩.
+    fn loss_of(&self, square: Square, along: f64) -> f64 {
+        LOSS_FLOOR + (square.0 - 2.0 * along + self.pull_square) / (2.0 * self.places.len() as f64)
     }
 
     /// ξ of a sample: slots and how far they are pulled. Each pull has a stretch of the chunk for itself, so that no two meet.
@@ -185,16 +210,8 @@ impl Quadratic {
 }
 
 impl<'a> View<'a> {
-    fn new(world: &'a Quadratic, round: Round, theta: &'a [f32]) -> Self {
-        let turn = turn(round);
-        let mut sums = [0.0; LANES];
-        for (places, phases) in world.places.chunks(LANES).zip(world.phases.chunks(LANES)) {
-            for (sum, (place, phase)) in sums.iter_mut().zip(places.iter().zip(phases)) {
-                let away = f64::from(theta[*place] - target(*phase, turn));
-                *sum += away * away;
-            }
-        }
-        Self { world, theta, turn, square: sums.iter().sum() }
+    fn new(world: &'a Quadratic, round: Round, theta: &'a [f32], square: Square) -> Self {
+        Self { world, theta, turn: turn(round), square }
     }
 
     fn mean(&self, samples: &[u64]) -> f64 {
@@ -207,13 +224,7 @@ impl<'a> View<'a> {
         let along = |(slot, pull): (usize, f32)| {
             f64::from(self.theta[world.places[slot]] - target(world.phases[slot], self.turn)) * f64::from(pull)
         };
-        self.loss_of(world.pulls(sample).map(along).sum())
-    }
-
-    /// The loss, given ⟨θ − θ*, ξ⟩.
-    fn loss_of(&self, along: f64) -> f64 {
-        let square = self.square - 2.0 * along + self.world.pull_square;
-        LOSS_FLOOR + square / (2.0 * self.world.places.len() as f64)
+        world.loss_of(self.square, world.pulls(sample).map(along).sum())
     }
 }
 
@@ -288,7 +299,7 @@ mod tests {
         }
         let square: f64 = away.iter().map(|away| away * away).sum();
         let want = LOSS_FLOOR + square / (2.0 * layout.n_params() as f64);
-        let loss = world.mean_loss(round, &theta, &[sample]);
+        let loss = world.mean_loss(round, (&theta, world.square(round, &theta)), &[sample]);
         assert!((loss / want - 1.0).abs() < 1e-6, "{loss}, not {want}");
     }
 

@@ -70,7 +70,8 @@ impl Run {
         let all = convoke::assignment::assigned(&SEED, &peer, N_SAMPLES, used);
         let draw = EvalDraw { seed: BlockHash([9; 32]), validator: Hotkey([200; 32]), peer };
         let samples = eval_samples(&draw, &all, used, N_SAMPLES, 8);
-        Score::of(&self.world.losses(round, &self.theta, &after, [&samples.assigned, &samples.unassigned]))
+        let before = (&self.theta[..], self.world.square(round, &self.theta));
+        Score::of(&self.world.losses(round, before, &after, [&samples.assigned, &samples.unassigned]))
     }
 
     fn scores(&self, habit: &Habit) -> Vec<Score> {

@@ -159,6 +159,27 @@ fn levels_out_of_range_are_refused() {
     }
 }
 
+/// How far two contributions agree.
+fn overlap(layout: &Layout, a: BodyRef<'_>, b: BodyRef<'_>) -> f64 {
+    overlaps(layout, &[a, b])[1][0]
+}
+
+#[test]
+fn the_agreement_of_many_is_that_of_each_two() {
+    let layout = layout(&[&[128, 64], &[60], &[100]]);
+    let spec = spec(Quantiser::TwoBit, 64);
+    let error = || vec![0.0; layout.flat_len()];
+    let bodies: Vec<Body> =
+        (0..5).map(|seed| encode(&layout, &spec, &mut error(), &noise_of(&layout, seed % 4)).unwrap().body).collect();
+    let views: Vec<_> = bodies.iter().map(Body::view).collect();
+    let overlaps = overlaps(&layout, &views);
+    for b in 0..5 {
+        let of_b: Vec<f64> = (0..b).map(|a| overlap(&layout, views[a], views[b])).collect();
+        assert_eq!(overlaps[b], of_b);
+    }
+    assert_eq!(overlaps[4][0], 1.0);
+}
+
 #[test]
 fn overlap_is_agreement_beyond_chance_and_frozen_tensors_do_not_count() {
     let layout = layout(&[&[128, 64], &[64, 64]]);

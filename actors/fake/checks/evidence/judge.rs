@@ -12,7 +12,7 @@ use convoke::gauntlet::record::{Outcome, Standing};
 use convoke::gauntlet::{Score, selection, weights};
 use convoke::payload::{Payload, transport};
 use convoke::run_spec::GauntletSpec;
-use convoke::sparseloco::{apply_one, norms, overlap};
+use convoke::sparseloco::{apply_one, norms, overlaps};
 use convoke::terms::{Block, BlockHash, Hotkey, Round, Uid, Weight};
 
 use super::canon::Ground;
@@ -63,7 +63,7 @@ pub(super) fn gather(
     blob: FindBlob<'_>,
 ) -> Gathered {
     // Replays are judged apart: that check is the last one.
-    let none_earlier = BTreeSet::new();
+    let none_used = BTreeMap::new();
     let expected = Expected {
         run_id: rules.run_id,
         round: edge.round,
@@ -75,7 +75,7 @@ pub(super) fn gather(
         inner_steps_min: rules.run.inner.steps_min,
         inner_steps_max: rules.run.inner.steps,
         holding: None,
-        earlier_records: &none_earlier,
+        used_records: &none_used,
     };
     let mut gathered = Gathered::default();
     let mut order = Vec::with_capacity(claims.len());
@@ -142,10 +142,9 @@ fn unless_replayed(
 }
 
 fn reject_copies(rules: &Rules, gathered: &mut Gathered, order: &[Sealed]) {
-    let agreement = |a: usize, b: usize| {
-        let body = |idx: usize| gathered.passed[idx].payload.body();
-        overlap(&rules.layout, body(a), body(b))
-    };
+    let bodies: Vec<_> = gathered.passed.iter().map(|passed| passed.payload.body()).collect();
+    let agreements = overlaps(&rules.layout, &bodies);
+    let agreement = |a: usize, b: usize| agreements[a.max(b)][a.min(b)];
     for copy in copies(order, rules.run.gauntlet.copy_overlap_max, agreement) {
         let Some(idx) = gathered.passed.iter().position(|passed| passed.hotkey == copy.copy) else { continue };
         let Passed { uid, hotkey, .. } = gathered.passed.remove(idx);
