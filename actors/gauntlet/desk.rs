@@ -41,10 +41,43 @@ pub(super) struct Desk {
 /// Hashes of the records that have passed in the last rounds, and when each has.
 type Used = BTreeMap<[u8; 32], Round>;
 
+/// How [`Used`] is written: in one piece, since a round of many miners adds some hundred entries to thousands.
+mod packed {
+    use convoke::terms::Round;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    use super::Used;
+
+    const ENTRY_LEN: usize = 32 + 8;
+
+    pub fn serialize<S: Serializer>(used: &Used, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut bytes = Vec::with_capacity(used.len() * ENTRY_LEN);
+        for (records, used_in) in used {
+            bytes.extend_from_slice(records);
+            bytes.extend_from_slice(&used_in.0.to_le_bytes());
+        }
+        serializer.serialize_bytes(&bytes)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Used, D::Error> {
+        let bytes = <&[u8]>::deserialize(deserializer)?;
+        let (entries, rest) = bytes.as_chunks::<ENTRY_LEN>();
+        if !rest.is_empty() {
+            return Err(de::Error::invalid_length(bytes.len(), &"whole entries"));
+        }
+        let entry = |entry: &[u8; ENTRY_LEN]| {
+            let (records, used_in) = entry.split_first_chunk::<32>()?;
+            Some((*records, Round(u64::from_le_bytes(*used_in.first_chunk()?))))
+        };
+        Ok(entries.iter().filter_map(entry).collect())
+    }
+}
+
 /// As it is read. Of a match between two boundaries `used` is empty: the boundary has it.
 #[derive(Deserialize)]
 struct Boundary {
     standing: Standing,
+    #[serde(with = "packed")]
     used: Used,
     rated: Option<Round>,
 }
@@ -53,6 +86,7 @@ struct Boundary {
 #[derive(Serialize)]
 struct BoundaryRef<'a> {
     standing: &'a Standing,
+    #[serde(with = "packed")]
     used: &'a Used,
     rated: Option<Round>,
 }

@@ -9,6 +9,8 @@
 //! matches, and what remains of it is its Huffman coder, which is what is wanted: 0.7 ns a byte to expand, 1 % over the entropy.
 //! What does not shrink zstd stores as it is, in a few bytes more.
 
+use std::cell::Cell;
+
 use zstd_safe::{CCtx, CParameter, DCtx, compress_bound, find_frame_compressed_size, get_frame_content_size};
 
 /// The level with the least search: more of it finds nothing here.
@@ -63,11 +65,21 @@ impl MalformedFrame {
     }
 }
 
-/// Writes frames.
-pub(super) struct Shrinker(CCtx<'static>);
+thread_local! {
+    // A context is allocated and cleared, some hundred KB; of a small model that would be done more often than anything is written.
+    static IDLE_SHRINKER: Cell<Option<CCtx<'static>>> = const { Cell::new(None) };
+    static IDLE_EXPANDER: Cell<Option<DCtx<'static>>> = const { Cell::new(None) };
+}
+
+/// Writes frames, with the thread's context if nobody else has it.
+pub(super) struct Shrinker(Option<CCtx<'static>>);
 
 impl Shrinker {
     pub fn new() -> Self {
+        Self(Some(IDLE_SHRINKER.take().unwrap_or_else(Self::context)))
+    }
+
+    fn context() -> CCtx<'static> {
         let mut context = CCtx::create();
         let parameters = [
             CParameter::CompressionLevel(LEVEL),
@@ -78,31 +90,40 @@ impl Shrinker {
         for parameter in parameters {
             context.set_parameter(parameter).expect("zstd knows these parameters and their ranges");
         }
-        Self(context)
+        context
     }
 
     /// Appends `stream` as a frame, and answers how long the frame is.
     pub fn append(&mut self, stream: &[u8], out: &mut Vec<u8>) -> usize {
         let start = out.len();
         out.resize(start + compress_bound(stream.len()), 0);
-        let len = self.0.compress2(&mut out[start..], stream).expect("zstd's own bound leaves it room enough");
+        let context = self.0.as_mut().expect("taken only by drop");
+        let len = context.compress2(&mut out[start..], stream).expect("zstd's own bound leaves it room enough");
         out.truncate(start + len);
         len
     }
 }
 
-/// Reads frames.
-pub(super) struct Expander(DCtx<'static>);
+impl Drop for Shrinker {
+    fn drop(&mut self) {
+        let context = self.0.take();
+        // A thread that ends has no use for it.
+        let _ = IDLE_SHRINKER.try_with(|idle| idle.set(context));
+    }
+}
+
+/// Reads frames, with the thread's context if nobody else has it.
+pub(super) struct Expander(Option<DCtx<'static>>);
 
 impl Expander {
     pub fn new() -> Self {
-        Self(DCtx::create())
+        Self(Some(IDLE_EXPANDER.take().unwrap_or_else(DCtx::create)))
     }
 
     /// Bytes that zstd holds.
     #[cfg(test)]
     pub fn held(&self) -> usize {
-        self.0.sizeof()
+        self.0.as_ref().map_or(0, DCtx::sizeof)
     }
 
     /// Expands a frame into `out`, which becomes as long as the frame states: at least `min`, at most `max`.
@@ -119,9 +140,18 @@ impl Expander {
             return Err(MalformedFrame::Bounds);
         }
         out.resize(len, 0);
-        match self.0.decompress(out.as_mut_slice(), frame) {
+        let context = self.0.as_mut().expect("taken only by drop");
+        match context.decompress(out.as_mut_slice(), frame) {
             Ok(got) if got == len => Ok(()),
             _ => Err(MalformedFrame::Corrupt),
         }
+    }
+}
+
+impl Drop for Expander {
+    fn drop(&mut self) {
+        let context = self.0.take();
+        // A thread that ends has no use for it.
+        let _ = IDLE_EXPANDER.try_with(|idle| idle.set(context));
     }
 }
