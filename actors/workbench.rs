@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use convoke::terms::Round;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::oneshot;
 
 use crate::faults::Faults;
 use crate::leaf::Leaf;
@@ -98,7 +99,11 @@ pub struct Workbench<S>(Queue<S>);
 
 enum Queue<S> {
     Thread(Sender<Piece<S>>),
-    Task(UnboundedSender<Piece<S>>),
+    Task {
+        queue: UnboundedSender<Piece<S>>,
+        /// Says by its end that the bench was dropped.
+        _owned: oneshot::Sender<()>,
+    },
 }
 
 impl<S> fmt::Debug for Workbench<S> {
@@ -118,9 +123,9 @@ impl<S: Send + 'static> Workbench<S> {
         failed: impl FnOnce(String) + Send + 'static,
     ) -> std::io::Result<Self> {
         if let Bench::Task(pace) = &place.bench {
-            let (work, queue) = unbounded_channel();
-            tokio::spawn(serve_as_task(Arc::clone(pace), place, build, queue, failed));
-            return Ok(Self(Queue::Task(work)));
+            let ((queue, pieces), (owned, dropped)) = (unbounded_channel(), oneshot::channel());
+            tokio::spawn(serve_as_task(Arc::clone(pace), place, build, (pieces, dropped), failed));
+            return Ok(Self(Queue::Task { queue, _owned: owned }));
         }
         let (work, queue) = channel();
         let name = format!("{}/{}", place.node, place.leaf);
@@ -143,7 +148,7 @@ impl<S: Send + 'static> Workbench<S> {
         let piece = Piece { point, round: Box::new(round), work: Box::new(work) };
         match &self.0 {
             Queue::Thread(queue) => drop(queue.send(piece)),
-            Queue::Task(queue) => drop(queue.send(piece)),
+            Queue::Task { queue, .. } => drop(queue.send(piece)),
         }
     }
 }
@@ -161,7 +166,7 @@ async fn serve_as_task<S: Send>(
     pace: Arc<dyn Pace>,
     place: Place,
     build: impl FnOnce() -> S + Send,
-    mut queue: UnboundedReceiver<Piece<S>>,
+    (mut queue, mut dropped): (UnboundedReceiver<Piece<S>>, oneshot::Receiver<()>),
     failed: impl FnOnce(String) + Send,
 ) {
     let mut state = match guarded(build) {
@@ -174,12 +179,22 @@ async fn serve_as_task<S: Send>(
         // What dies or hangs does so in the middle of its work.
         let cost = pace.cost(place.leaf, piece.point, round);
         tokio::time::sleep(cost / 2).await;
-        let struck = place.faults.point_on_task(place.leaf, piece.point, round).await;
+        let struck = tokio::select! {
+            biased;
+            struck = place.faults.point_on_task(place.leaf, piece.point, round) => struck,
+            // Whoever hangs does so until nobody waits for it, or what it holds would be held for ever.
+            _ = &mut dropped => return,
+        };
         tokio::time::sleep(cost - cost / 2).await;
         if let Err(why) = struck.and_then(|()| guarded(|| (piece.work)(&mut state))) {
             return failed(why);
         }
-        if let Err(why) = place.faults.done_on_task(place.leaf, piece.point, round).await {
+        let struck = tokio::select! {
+            biased;
+            struck = place.faults.done_on_task(place.leaf, piece.point, round) => struck,
+            _ = &mut dropped => return,
+        };
+        if let Err(why) = struck {
             return failed(why);
         }
     }

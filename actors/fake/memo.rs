@@ -19,7 +19,7 @@ use crate::chain::{Commitments, Metagraph};
 use crate::opening::{Anew, Opening};
 
 /// Answers are kept in two generations of this size.
-const GENERATION_MAX: usize = 4096;
+const GENERATION_MAX: usize = 1024;
 /// Every so many answers one is worked out again.
 const LOOK_AGAIN: u64 = 256;
 /// Blocks whose registry is kept: nodes read the newest few, and the last of a round or two.

@@ -33,7 +33,7 @@ const MUTATED_EVERY: u8 = 32;
 /// Single bits that are turned in each form of a payload.
 const BIT_FLIPS: u64 = 6;
 /// Payloads that are known to have been looked at, in each of two generations.
-const GENERATION_MAX: usize = 4096;
+const GENERATION_MAX: usize = 1024;
 /// Bytes of a transport coding before its header: magic and version.
 const PREFIX_LEN: usize = 6;
 /// Lengths of frames at the beginning of a block, at most, and their bytes.

@@ -25,6 +25,7 @@ use crate::fake::two_faced::TwoFaced;
 use crate::faults::Faults;
 use crate::gpu_worker::Trainers;
 use crate::identity::Identity;
+use crate::metrics::spawn_upkeep;
 use crate::node::{Node, Parts, journal};
 use crate::store::Store;
 use crate::workbench::Bench;
@@ -124,6 +125,8 @@ impl World {
         let eye = Arc::new(Eye { book: Arc::clone(&self.book), node: idx, fence: fence.clone() });
         let events = Events::seen_by(Arc::clone(&eye) as _, &config.node.name);
         let journal = journal(&config, member.hotkey, run_id, BLOCK_TIME, events);
+        // There are no pages, which would do it.
+        drop(spawn_upkeep(&journal.metrics));
         let place = Place { genesis: self.reader.genesis(), netuid: NETUID };
         let proven = Proven::prove(&member.identity.endpoint, &place, &member.hotkey, self.births[idx], None);
         let write = self.host.connect(member.identity.keypair());
