@@ -23,7 +23,7 @@ use crate::leaf::{Leaf, answer};
 use crate::node::Parts;
 use crate::pages::Pages;
 use crate::pool::Threads;
-use crate::store::{chain, put_f32s, take_pages};
+use crate::store::{chain, f32_bytes, take_pages};
 use crate::workbench::{Bench, Place, Workbench};
 
 /// The boundary's section in the store.
@@ -385,9 +385,9 @@ impl Desk {
     fn save_pending(&self) -> Result<(), Refused> {
         let Some(pending) = &self.pending else { return Ok(()) };
         let head = PendingHead { transport: pending.parcel.bytes.to_vec(), undo: pending.undo.clone() };
-        let mut section = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
-        put_f32s(&mut section, &self.error);
-        self.parts.store.write(self.round, PENDING_SECTION, &section).map_err(|error| Refused::Store(chain(&error)))
+        let head = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
+        let written = self.parts.store.write_parts(self.round, PENDING_SECTION, &[&head, &f32_bytes(&self.error)]);
+        written.map_err(|error| Refused::Store(chain(&error)))
     }
 
     fn step(&mut self, round: Round, decision: Option<Decision>) -> Result<Stepped, Refused> {
@@ -434,10 +434,9 @@ impl Desk {
         // θ of the last end would otherwise be held beside the one that training changes.
         self.last = None;
         let head = BoundaryHead { round, digest: self.digest, prev: self.prev };
-        let mut section = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
-        put_f32s(&mut section, &self.theta);
-        put_f32s(&mut section, &self.error);
-        self.parts.store.write(round, SECTION, &section).map_err(|error| Refused::Store(chain(&error)))?;
+        let head = postcard::to_allocvec(&head).map_err(|error| Refused::Store(error.to_string()))?;
+        let parts: [&[u8]; 3] = [&head, &f32_bytes(&self.theta), &f32_bytes(&self.error)];
+        self.parts.store.write_parts(round, SECTION, &parts).map_err(|error| Refused::Store(chain(&error)))?;
         // After a fall back to an older boundary this is a round that the node has been in before, and may have sealed a payload in.
         if self.pending.is_none() {
             self.load_pending();

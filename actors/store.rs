@@ -13,6 +13,7 @@
 //! whole or what it was ([`Disk::replace`]), so a cut-off write leaves the round before it untouched. The newest two complete
 //! rounds are kept; what was begun before them and never completed goes.
 
+use std::borrow::Cow;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -141,9 +142,17 @@ impl Store {
     /// # Errors
     /// [`StoreError::Io`]: the round cannot be completed; the one before it stays.
     pub fn write(&self, round: Round, section: &str, content: &[u8]) -> Result<(), StoreError> {
+        self.write_parts(round, section, &[content])
+    }
+
+    /// [`write`](Self::write) of a section that lies in several places: what is large is not copied together first.
+    ///
+    /// # Errors
+    /// As `write`.
+    pub fn write_parts(&self, round: Round, section: &str, parts: &[&[u8]]) -> Result<(), StoreError> {
         let dir = self.round_dir(round);
         self.disk.create_dir_all(&dir).map_err(|source| StoreError::Io { path: dir.clone(), source })?;
-        write_file(&*self.disk, &dir.join(section), content)
+        write_file(&*self.disk, &dir.join(section), parts)
     }
 
     /// Makes a round count, once all its sections are written, and forgets the oldest.
@@ -251,8 +260,14 @@ impl Store {
 ///
 /// # Errors
 /// [`StoreError::Io`]: what was there before is still there.
-pub fn write_file(disk: &dyn Disk, path: &Path, content: &[u8]) -> Result<(), StoreError> {
-    disk.replace(path, &[MAGIC, blake3::hash(content).as_bytes(), content])
+pub fn write_file(disk: &dyn Disk, path: &Path, parts: &[&[u8]]) -> Result<(), StoreError> {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    let hash = hasher.finalize();
+    let header: [&[u8]; 2] = [MAGIC, hash.as_bytes()];
+    disk.replace(path, &[&header, parts].concat())
         .map_err(|source| StoreError::Io { path: path.to_owned(), source })
 }
 
@@ -289,6 +304,17 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 pub fn put_f32s(bytes: &mut Vec<u8>, numbers: &[f32]) {
     bytes.reserve(numbers.len() * 4);
     bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+}
+
+/// [`put_f32s`] where they lie: a copy only where numbers are not little-endian in memory.
+#[must_use]
+pub fn f32_bytes(numbers: &[f32]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        return Cow::Borrowed(bytemuck::cast_slice(numbers));
+    }
+    let mut bytes = Vec::new();
+    put_f32s(&mut bytes, numbers);
+    Cow::Owned(bytes)
 }
 
 /// Takes `count` numbers off the front of a section.

@@ -95,7 +95,7 @@ impl Outbox {
     fn save(&mut self) -> Result<(), StoreError> {
         self.content.fields = self.commitment.to_fields();
         let bytes = postcard::to_allocvec(&self.content).expect("plain numbers encode");
-        write_file(&*self.disk, &self.path, &bytes)
+        write_file(&*self.disk, &self.path, &[&bytes])
     }
 
     fn note(&mut self) {

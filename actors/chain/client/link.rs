@@ -4,6 +4,7 @@
 //! silent. So a connection here is used once and thrown away, the pause between two has a cap, and a watchdog that knows
 //! how long a block takes decides when one is dead.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENT_BLOCKS: u32 = 3;
 /// but never less than this: a busy machine is no dead one.
 const SILENCE_MIN: Duration = Duration::from_secs(2);
+/// Blocks that are remembered between the time they are best and the time they are final.
+const RECENT_MAX: usize = 64;
 /// The first pause between two connections; it doubles
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// up to this.
@@ -196,9 +199,31 @@ async fn open(substrate: &SubstrateConfig, endpoint: &str, generation: u64) -> R
 
 /// A block's name from its header; its time is in its state.
 async fn block_ref(online: &Online, header: &SubstrateHeader<H256>) -> Result<BlockRef, Failure> {
-    let (number, hash) = (Block(header.number), BlockHash(BlakeTwo256.hash(&header.encode()).0));
-    let at = online.at(number, hash).await?;
-    Ok(BlockRef { number, hash, timestamp_ms: values::timestamp_ms(online, &at).await? })
+    let (number, hash) = (Block(header.number), name_of(header));
+    Ok(BlockRef { number, hash, timestamp_ms: values::timestamp_ms(online, hash).await? })
+}
+
+fn name_of(header: &SubstrateHeader<H256>) -> BlockHash {
+    BlockHash(BlakeTwo256.hash(&header.encode()).0)
+}
+
+/// The blocks that were best last. What becomes final was best before, and need not be asked about again.
+#[derive(Default)]
+struct Recent(VecDeque<BlockRef>);
+
+impl Recent {
+    async fn block_ref(&mut self, online: &Online, header: &SubstrateHeader<H256>) -> Result<BlockRef, Failure> {
+        let name = name_of(header);
+        if let Some(known) = self.0.iter().rev().find(|known| known.hash == name) {
+            return Ok(*known);
+        }
+        let block = block_ref(online, header).await?;
+        self.0.push_back(block);
+        if self.0.len() > RECENT_MAX {
+            self.0.pop_front();
+        }
+        Ok(block)
+    }
 }
 
 /// Follows one connection after the other, while anybody holds the link.
@@ -242,7 +267,7 @@ async fn keep(link: std::sync::Weak<Link>, first: Arc<Online>, first_place: usiz
 
 /// Shows the heads of a connection until it is dead. Answers why, and whether there was any head.
 async fn follow(link: &std::sync::Weak<Link>, online: &Arc<Online>) -> (String, bool) {
-    let mut saw_heads = false;
+    let (mut saw_heads, mut recent) = (false, Recent::default());
     let subscribed = async {
         let best = answer(online.rpc.chain_subscribe_new_heads()).await?;
         Ok::<_, Failure>((best, answer(online.rpc.chain_subscribe_finalized_heads()).await?))
@@ -270,7 +295,7 @@ async fn follow(link: &std::sync::Weak<Link>, online: &Arc<Online>) -> (String, 
             Some(Err(error)) => return (error.to_string(), saw_heads),
             None => return ("it ended".to_owned(), saw_heads),
         };
-        let block = match block_ref(online, &header).await {
+        let block = match recent.block_ref(online, &header).await {
             Ok(block) => block,
             // A fork may have dropped the block meanwhile: another head follows.
             Err(Failure::Answer(error)) => {

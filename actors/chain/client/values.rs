@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use convoke::chain::{EpochSchedule, Hyperparameters};
-use convoke::terms::{Block, Hotkey};
+use convoke::terms::{Block, BlockHash, Hotkey};
 use subxt::client::OnlineClientAtBlock;
 use subxt::config::substrate::H256;
 use subxt::ext::codec::Decode;
@@ -132,12 +132,11 @@ pub(super) async fn read_hotkeys(
     (0..n).map(hotkey).collect()
 }
 
-/// The block's own time.
-pub(super) async fn timestamp_ms(online: &Online, at: &At) -> Result<u64, Failure> {
-    let mut values = Values::new(at, 0);
-    values.want("Timestamp", "Now", ())?;
-    values.fetch(online).await?;
-    Ok(values.get("Timestamp", "Now", ())?.unwrap_or(0))
+/// The block's own time. Key and type are every Substrate chain's, so that no metadata is asked for: it is read of every head.
+pub(super) async fn timestamp_ms(online: &Online, block: BlockHash) -> Result<u64, Failure> {
+    let stored = answer(online.rpc.state_get_storage(&schema::timestamp_key(), Some(H256(block.0)))).await?;
+    let foreign = || Failure::Answer(ChainError::Foreign { reason: "a time that is no u64".to_owned() });
+    stored.map_or(Ok(0), |bytes| u64::decode(&mut &bytes[..]).map_err(|_| foreign()))
 }
 
 /// The price of a registration after a block, in rao.

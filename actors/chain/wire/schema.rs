@@ -52,6 +52,11 @@ pub(in crate::chain) fn schedule_key(entry: &str, netuid: u16) -> Vec<u8> {
     [&encode_storage_key_prefix(SUBTENSOR, entry)[..], &netuid.encode()].concat()
 }
 
+/// The key of a block's own time.
+pub(in crate::chain) fn timestamp_key() -> [u8; 32] {
+    encode_storage_key_prefix("Timestamp", "Now")
+}
+
 /// A value of an entry as it is stored.
 pub(in crate::chain) fn encode(
     metadata: &Metadata,
