@@ -267,8 +267,7 @@ pub fn write_file(disk: &dyn Disk, path: &Path, parts: &[&[u8]]) -> Result<(), S
     }
     let hash = hasher.finalize();
     let header: [&[u8]; 2] = [MAGIC, hash.as_bytes()];
-    disk.replace(path, &[&header, parts].concat())
-        .map_err(|source| StoreError::Io { path: path.to_owned(), source })
+    disk.replace(path, &[&header, parts].concat()).map_err(|source| StoreError::Io { path: path.to_owned(), source })
 }
 
 /// Reads what [`write_file`] wrote.

@@ -175,10 +175,8 @@ impl Quadratic {
     /// The mean losses on assigned and unassigned samples, before a contribution, where θ has this square, and after it.
     #[must_use]
     pub fn losses(&self, round: Round, before: (&[f32], Square), after: &[f32], samples: [&[u64]; 2]) -> Losses {
-        let (before, after) = (
-            View::new(self, round, before.0, before.1),
-            View::new(self, round, after, self.square(round, after)),
-        );
+        let (before, after) =
+            (View::new(self, round, before.0, before.1), View::new(self, round, after, self.square(round, after)));
         let [assigned, unassigned] = samples;
         Losses {
             assigned_before: before.mean(assigned),
