@@ -62,6 +62,7 @@ pub struct Checks {
     first_base: Option<Digest>,
     /// Why how many payloads of honest nodes were refused.
     refused: BTreeMap<String, u64>,
+    n_calms: u64,
     violations: Vec<Violation>,
 }
 
@@ -88,6 +89,7 @@ impl Checks {
             manifest: None,
             first_base: None,
             refused: BTreeMap::new(),
+            n_calms: 0,
             violations: Vec::new(),
         }
     }
@@ -201,6 +203,7 @@ impl Checks {
 
     /// In the calm: every honest node must have completed a round from `since` on.
     pub fn calm(&mut self, now: Round, since: Round) {
+        self.n_calms += 1;
         let behind = |node: &Node| node.is_honest && node.completed.is_none_or(|completed| completed < since);
         for idx in 0..self.nodes.len() {
             if behind(&self.nodes[idx]) {
@@ -215,6 +218,12 @@ impl Checks {
         if self.violations.len() < 16 {
             self.violations.push(Violation { rule, round, what });
         }
+    }
+
+    /// How often everybody was looked for in the calm.
+    #[must_use]
+    pub fn n_calms(&self) -> u64 {
+        self.n_calms
     }
 
     /// The first thing that must not be.

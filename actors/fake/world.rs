@@ -43,6 +43,8 @@ const NETUID: u16 = 3;
 const BEGINNING_MS: u64 = 1_767_225_600_000;
 /// Of the run.
 const BLOCK_TIME: Duration = Duration::from_secs(1);
+/// Whole rounds without a fault by whose end everybody has completed one.
+const HEALING_ROUNDS: u64 = 2;
 
 /// What is simulated.
 #[derive(Debug, Clone)]
@@ -76,6 +78,8 @@ pub struct Report {
     pub n_faults: usize,
     /// How often the error feedback of a node was looked at (C-1).
     pub judged: u64,
+    /// How often everybody had to be back after trouble.
+    pub calms: u64,
     /// Why how many payloads of honest nodes were refused.
     pub refused: BTreeMap<String, u64>,
     /// What honest validators say of the miners.
@@ -116,6 +120,10 @@ struct World {
     n_due: u64,
     /// The last round in which a bit was to be flipped.
     flipped: Option<Round>,
+    /// Whether anything has struck, or ended, since the last round began.
+    is_troubled: bool,
+    /// Since when nothing is wrong any more.
+    quiet_since: Option<Round>,
 }
 
 /// What happens after a time.
@@ -191,6 +199,8 @@ impl World {
             due: BTreeMap::new(),
             n_due: 0,
             flipped: None,
+            is_troubled: false,
+            quiet_since: None,
             book,
             scenario,
             members,
@@ -242,6 +252,7 @@ impl World {
                 looked_at = block;
                 while let Some(entry) = self.strikes.first_entry().filter(|entry| entry.key().0 <= block.0) {
                     let planned = entry.remove();
+                    self.is_troubled = true;
                     self.strike(planned, block);
                 }
                 self.look(block);
@@ -285,6 +296,7 @@ impl World {
     async fn do_what_is_due(&mut self) -> anyhow::Result<()> {
         let now = Instant::now();
         while let Some(entry) = self.due.first_entry().filter(|entry| entry.key().0 <= now) {
+            self.is_troubled = true;
             match entry.remove() {
                 Due::Strike(planned) => self.strike(planned, self.block()),
                 Due::End(planned) => self.set(&planned, false),
@@ -294,14 +306,26 @@ impl World {
         Ok(())
     }
 
-    /// At the end of each calm everybody must be back.
+    /// Two whole rounds after the last fault has ended everybody must be back; and at the end of each calm, whatever has ended when.
     fn look(&mut self, block: Block) {
         let (round, first) = (self.schedule.round_of(block), self.first);
-        let is_first_block = self.schedule.first_block(round) == block;
+        if self.schedule.first_block(round) != block {
+            return;
+        }
+        self.quiet_since = if self.is_quiet() { self.quiet_since.or(Some(round)) } else { None };
+        self.is_troubled = false;
         let since = round.0.saturating_sub(first.0);
-        if is_first_block && since > 0 && since % EPISODE_ROUNDS == 0 {
+        let is_healed = self.quiet_since.is_some_and(|quiet| round.0 > quiet.max(first).0 + HEALING_ROUNDS);
+        if is_healed || since > 0 && since % EPISODE_ROUNDS == 0 {
             self.book.entries().checks.calm(round, Round(round.0 - 2));
         }
+    }
+
+    /// Whether nothing is wrong, and nothing has been since the last round began.
+    fn is_quiet(&self) -> bool {
+        let entries = self.book.entries();
+        let is_doomed = !entries.dead.is_empty() || entries.doomed.iter().any(|doom| !doom.is_empty());
+        !self.is_troubled && !is_doomed && self.due.is_empty() && self.lives.iter().all(Option::is_some)
     }
 
     fn report(self) -> Report {
@@ -322,6 +346,7 @@ impl World {
             contributions,
             n_faults: plan.len(),
             judged,
+            calms: entries.checks.n_calms(),
             refused: entries.checks.refused().clone(),
             verdicts: entries.verdicts.summary(|uid| metagraph.by_uid(uid).map(|neuron| neuron.hotkey)),
             violation: entries.checks.first_violation().cloned(),
