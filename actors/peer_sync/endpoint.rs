@@ -31,9 +31,9 @@ const _: () = assert!(STREAM_WINDOW / 1200 < 1024, "a window of the smallest pac
 const CONNECTION_WINDOW: u32 = 12 * 1024 * 1024;
 /// A connection that hears nothing for this long is dead. Pings keep a healthy one alive from round to round.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often an idle connection is pinged: less often than every 5 s, iroh's default, for a node may hold many; and before a path is
-/// given up, which iroh does after 15 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(12);
+/// How often an idle connection is pinged. iroh pings its paths every 5 s and takes nothing longer for them, so that pings of the
+/// connection that came less often would come besides.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 
 /// Why no endpoint could be bound.
 #[derive(Debug, thiserror::Error)]

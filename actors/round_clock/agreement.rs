@@ -89,6 +89,8 @@ impl Desk {
         self.run(round, Beside::Vote, async move {
             let (ground, gathered) = (ground.ok_or_else(no_ground)?, gathered.ok_or_else(no_ground)?);
             let registry = desk.registry(block).await?;
+            // Who proposes may have been started anew in this round, and nobody answers on a connection to its earlier process.
+            desk.admit_others(&registry);
             let voters: Vec<_> = registry.voters(round).into_iter().map(|(voter, _)| voter).collect();
             let me = desk.parts.keypair.hotkey();
             // What is refused makes room for the next that is on chain: some hostile leaders in a row must not outlast the window.
