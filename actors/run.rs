@@ -30,7 +30,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<u8> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         // The device has threads of its own; the actors need little.
-        .worker_threads(2)
+        .worker_threads(1)
         .build()
         .context("the runtime cannot be started")?;
     let outcome = runtime.block_on(async {

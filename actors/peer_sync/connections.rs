@@ -15,6 +15,7 @@ use iroh::{Endpoint, PublicKey};
 use tokio::sync::Mutex;
 use tokio::time::{Instant, timeout};
 
+use super::endpoint::dial;
 use super::fetch::FetchError;
 use super::stats::{Stats, add};
 
@@ -68,7 +69,7 @@ impl Connections {
             return Err(FetchError::Unreachable);
         }
         add(&self.stats.dials, 1);
-        let connection = match timeout(dial_timeout, self.endpoint.connect(peer, iroh_blobs::ALPN)).await {
+        let connection = match timeout(dial_timeout, dial(&self.endpoint, peer)).await {
             Ok(Ok(connection)) => connection,
             failure => {
                 add(&self.stats.dials_failed, 1);

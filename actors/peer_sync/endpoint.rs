@@ -11,7 +11,8 @@ use std::time::Duration;
 use convoke::terms::EndpointId;
 use iroh::address_lookup::memory::MemoryLookup;
 use iroh::endpoint::{
-    BindError, IdleTimeout, InvalidSocketAddr, NetReportConfig, PortmapperConfig, QuicTransportConfig, VarInt, presets,
+    BindError, ConnectOptions, Connection, IdleTimeout, InvalidSocketAddr, NetReportConfig, PortmapperConfig,
+    QuicTransportConfig, VarInt, presets,
 };
 use iroh::{Endpoint, EndpointAddr, PublicKey, RelayMode, SecretKey};
 use noq_proto::congestion::Bbr3Config;
@@ -25,15 +26,17 @@ const STREAMS_MAX: u32 = 16;
 /// It must not be larger. noq (1.4) ends a connection with "too many gaps in stream buffer" when one stream buffers more than 1024
 /// spans, and full packets behind a single lost one are not merged. With a window of 6 MiB fetches of 30 MB failed now and then
 /// over loopback, where the socket buffer overflows.
-const STREAM_WINDOW: u32 = 1024 * 1024;
+pub(super) const STREAM_WINDOW: u32 = 1024 * 1024;
 const _: () = assert!(STREAM_WINDOW / 1200 < 1024, "a window of the smallest packets must fit noq's buffer");
 /// Bytes in flight on one connection; a peer can make this node hold no more than this.
 const CONNECTION_WINDOW: u32 = 12 * 1024 * 1024;
 /// A connection that hears nothing for this long is dead. Pings keep a healthy one alive from round to round.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
-/// How often an idle connection is pinged. iroh pings its paths every 5 s and takes nothing longer for them, so that pings of the
-/// connection that came less often would come besides.
+/// How long a connection may be idle before it is pinged, at most: iroh takes nothing longer for its paths, and pings of the connection
+/// that came less often would come besides.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// The same on the side that dialled. A ping is news for both sides, so the other one never has to send its own.
+const KEEP_ALIVE_DIALLED: Duration = Duration::from_millis(4500);
 
 /// Why no endpoint could be bound.
 #[derive(Debug, thiserror::Error)]
@@ -97,11 +100,22 @@ pub(super) async fn bind(
         .address_lookup(addresses)
         .portmapper_config(PortmapperConfig::Disabled)
         .net_report_config(NetReportConfig::minimal())
-        .transport_config(transport_config())
+        .transport_config(transport_config(KEEP_ALIVE))
         .hooks(doorman)
         .bind()
         .await
         .map_err(|source| EndpointError::of(address, source))
+}
+
+/// Connects to a peer whose address the endpoint knows, or is told.
+///
+/// # Errors
+/// What iroh says, in words.
+pub(super) async fn dial(endpoint: &Endpoint, peer: impl Into<EndpointAddr>) -> Result<Connection, String> {
+    let options = ConnectOptions::new().with_transport_config(transport_config(KEEP_ALIVE_DIALLED));
+    let connecting =
+        endpoint.connect_with_opts(peer, iroh_blobs::ALPN, options).await.map_err(|error| error.to_string())?;
+    connecting.await.map_err(|error| error.to_string())
 }
 
 /// Whether somebody who holds this endpoint's key answers there: the handshake shows it, whatever he then thinks of us.
@@ -114,14 +128,14 @@ pub async fn answers(id: &EndpointId, address: SocketAddr, within: Duration) -> 
             .portmapper_config(PortmapperConfig::Disabled)
             .net_report_config(NetReportConfig::minimal());
         let Ok(endpoint) = builder.bind().await else { return false };
-        let connected = endpoint.connect(EndpointAddr::new(id).with_ip_addr(address), iroh_blobs::ALPN).await;
+        let connected = dial(&endpoint, EndpointAddr::new(id).with_ip_addr(address)).await;
         endpoint.close().await;
         connected.is_ok()
     };
     tokio::time::timeout(within, asked).await.unwrap_or(false)
 }
 
-fn transport_config() -> QuicTransportConfig {
+fn transport_config(keep_alive: Duration) -> QuicTransportConfig {
     QuicTransportConfig::builder()
         .congestion_controller_factory(Arc::new(Bbr3Config::default()))
         .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS_MAX))
@@ -129,8 +143,8 @@ fn transport_config() -> QuicTransportConfig {
         .stream_receive_window(VarInt::from_u32(STREAM_WINDOW))
         .receive_window(VarInt::from_u32(CONNECTION_WINDOW))
         .send_window(u64::from(CONNECTION_WINDOW))
-        .keep_alive_interval(KEEP_ALIVE)
-        .default_path_keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_interval(keep_alive)
+        .default_path_keep_alive_interval(keep_alive)
         .max_idle_timeout(Some(IdleTimeout::try_from(IDLE_TIMEOUT).expect("30 s fit the wire format")))
         .datagram_receive_buffer_size(None)
         .build()

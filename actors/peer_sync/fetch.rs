@@ -1,9 +1,11 @@
 //! Getting a blob from whoever holds it, without trusting any holder.
 //!
-//! The own store comes first. Then each holder in turn proves the blob's size (`get_verified_size`: the last chunk and its path to
-//! the root), so a size that is not the one sealed on chain is a fact about the sealed hash, whoever answers, and ends the fetch
-//! before anything is downloaded. The rest streams into the store, verified against the hash in groups of 16 KiB; a holder that
-//! fails half way leaves what it sent, and the next one sends only what is missing.
+//! The own store comes first. Then each holder in turn is asked. Another size than the one sealed on chain, once a holder has proven
+//! it, is a fact about the sealed hash, whoever answers, and ends the fetch before anything is kept.
+//!
+//! A small blob comes into memory by one request, in one flight of packets ([`IN_MEMORY_MAX`]), and goes to the store whole. A large
+//! one streams into the store after its size was proven, verified against the hash in groups of 16 KiB; a holder that fails half way
+//! leaves what it sent, and the next one sends only what is missing.
 //!
 //! A holder that says nothing for `stall_timeout` is given up. One that trickles cannot hold the fetch either: each holder gets an
 //! equal share of the time left.
@@ -18,20 +20,23 @@ use std::time::Duration;
 use bytes::Bytes;
 use convoke::terms::EndpointId;
 use iroh::PublicKey;
-use iroh::endpoint::{Connection, ConnectionError, VarInt};
+use iroh::endpoint::Connection;
 use iroh_blobs::Hash;
 use iroh_blobs::api::remote::GetProgressItem;
-use iroh_blobs::get::GetError;
-use iroh_blobs::get::fsm::{AtBlobHeaderNextError, DecodeError};
 use iroh_blobs::get::request::get_verified_size;
-use iroh_blobs::protocol::{ERR_INTERNAL, ERR_LIMIT, ERR_PERMISSION};
+use iroh_blobs::protocol::GetRequest;
 use n0_future::StreamExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
+use super::endpoint::STREAM_WINDOW;
+use super::request::{answered, classify, read_whole};
 use super::stats::add;
 use super::store::{Label, StoreError};
 use super::transport::{Live, Transport};
+
+/// Blobs up to this size are fetched into memory: a holder may send all of one without waiting for a word from here.
+const IN_MEMORY_MAX: u64 = STREAM_WINDOW as u64;
 
 /// How often one holder is asked within its share of the time.
 const ATTEMPTS_MAX: u32 = 3;
@@ -60,6 +65,11 @@ impl SizeRule {
             Self::AtMost(limit) if found > limit => Err(FetchError::TooLarge { limit, found }),
             _ => Ok(()),
         }
+    }
+
+    fn is_for_memory(self) -> bool {
+        let (Self::Exactly(size) | Self::AtMost(size)) = self;
+        size <= IN_MEMORY_MAX
     }
 }
 
@@ -230,23 +240,28 @@ impl Transport {
     ) -> Result<Bytes, FetchError> {
         let live = self.live().map_err(|_| FetchError::Closed)?;
         let _held = live.store.hold(want.hash).await?;
-        if let Some(size) = live.store.size(want.hash).await? {
+        let bytes = if let Some(size) = live.store.size(want.hash).await? {
             want.size.check(size)?;
+            None
         } else {
-            self.download(&live, want, deadline, failure).await?;
-        }
+            self.download(&live, want, deadline, failure).await?
+        };
         live.store.keep(want.hash, want.label).await?;
-        Ok(live.store.read(want.hash).await?)
+        match bytes {
+            Some(bytes) => Ok(bytes),
+            None => Ok(live.store.read(want.hash).await?),
+        }
     }
 
-    /// Asks the holders in turn, and again, until the blob is whole in the store. `failure` is what says most about why it is not.
+    /// Asks the holders in turn, and again, until the blob is whole in the store, and answers it if it came by memory. `failure` is
+    /// what says most about why it is not here.
     async fn download(
         &self,
         live: &Live,
         want: &Want,
         deadline: Instant,
         failure: &mut Option<FetchError>,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Option<Bytes>, FetchError> {
         let started = Instant::now();
         let mut holders = holders_of(want, started);
         // Of those that may be asked at the same time, the best comes first.
@@ -261,7 +276,7 @@ impl Transport {
             let error = if is_known(&holder) {
                 let share = holders.len() + 1;
                 match self.ask(live, want, &mut holder, share, deadline).await {
-                    Ok(()) => return Ok(()),
+                    Ok(bytes) => return Ok(bytes),
                     // Then the time is over, and this holder has not failed.
                     Err(FetchError::Deadline) => break,
                     Err(error) => error,
@@ -292,13 +307,13 @@ impl Transport {
         holder: &mut Holder,
         share: usize,
         deadline: Instant,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Option<Bytes>, FetchError> {
         let _turn = self.fetch_turns().acquire().await.map_err(|_| FetchError::Closed)?;
         let left = deadline.saturating_duration_since(Instant::now());
         let within = left / u32::try_from(share).unwrap_or(u32::MAX);
         let mut received = 0;
         let error = match timeout(within, self.download_from(live, want, holder.id, &mut received)).await {
-            Ok(Ok(())) => return Ok(()),
+            Ok(Ok(bytes)) => return Ok(bytes),
             Ok(Err(error)) => error,
             Err(_) if Instant::now() >= deadline => FetchError::Deadline,
             Err(_) => FetchError::Unreachable,
@@ -319,7 +334,7 @@ impl Transport {
         want: &Want,
         holder: PublicKey,
         received: &mut u64,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Option<Bytes>, FetchError> {
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -339,8 +354,17 @@ impl Transport {
         want: &Want,
         connection: &Connection,
         received: &mut u64,
-    ) -> Result<(), FetchError> {
+    ) -> Result<Option<Bytes>, FetchError> {
         let patience = self.limits().stall_timeout;
+        if want.size.is_for_memory() {
+            let count = |bytes| {
+                add(&self.stats().bytes_down, bytes);
+                *received += bytes;
+            };
+            let bytes = read_whole(connection, patience, GetRequest::blob(want.hash), want.size, count).await?;
+            live.store.add(bytes.clone(), want.hash).await?;
+            return Ok(Some(bytes));
+        }
         let (size, _) = answered(connection, patience, get_verified_size(connection, &want.hash))
             .await?
             .map_err(|error| classify(&error, connection))?;
@@ -355,7 +379,7 @@ impl Transport {
                     *received += fresh;
                     seen = bytes;
                 }
-                Some(GetProgressItem::Done(_)) => return Ok(()),
+                Some(GetProgressItem::Done(_)) => return Ok(None),
                 Some(GetProgressItem::Error(error)) => return Err(classify(&error, connection)),
                 None => return Err(FetchError::Unreachable),
             }
@@ -384,55 +408,6 @@ fn holders_of(want: &Want, now: Instant) -> Vec<Holder> {
 /// The pause after a failure that `failures` others came before.
 pub(crate) fn retry_pause(failures: u32) -> Duration {
     RETRY_PAUSE_MIN.saturating_mul(1 << failures.min(10)).min(RETRY_PAUSE_MAX)
-}
-
-/// Waits for a holder's answer. If nothing at all came over the connection meanwhile, the connection is dead and is closed, so that
-/// nobody uses it again; if only this answer is missing, the other fetches on it go on.
-pub(super) async fn answered<T>(
-    connection: &Connection,
-    patience: Duration,
-    answer: impl Future<Output = T>,
-) -> Result<T, FetchError> {
-    let heard = || connection.stats().udp_rx.datagrams;
-    let before = heard();
-    timeout(patience, answer).await.map_err(|_| {
-        if heard() == before {
-            connection.close(VarInt::from_u32(0), b"no answer");
-        }
-        FetchError::Unreachable
-    })
-}
-
-/// What a failed request says about its holder. The provider answers by resetting the stream with a code; an admission refused or a
-/// connection too many closes the whole connection with one.
-pub(super) fn classify(error: &GetError, connection: &Connection) -> FetchError {
-    let closed_with = match connection.close_reason() {
-        Some(ConnectionError::ApplicationClosed(close)) => Some(close.error_code),
-        _ => None,
-    };
-    match error.iroh_error_code().or(closed_with) {
-        Some(code) if code == ERR_PERMISSION => return FetchError::Refused,
-        Some(code) if code == ERR_LIMIT => return FetchError::Busy,
-        Some(code) if code == ERR_INTERNAL => return FetchError::NotFound,
-        Some(_) => return FetchError::Unreachable,
-        None => {}
-    }
-    match error {
-        GetError::AtBlobHeaderNext { source: AtBlobHeaderNextError::NotFound { .. }, .. } => FetchError::NotFound,
-        GetError::Decode { source, .. } => match source {
-            DecodeError::ChunkNotFound { .. }
-            | DecodeError::ParentNotFound { .. }
-            | DecodeError::LeafNotFound { .. } => FetchError::NotFound,
-            DecodeError::ParentHashMismatch { .. } | DecodeError::LeafHashMismatch { .. } => FetchError::Corrupt,
-            DecodeError::Write { .. } => FetchError::Store(error.to_string()),
-            _ => FetchError::Unreachable,
-        },
-        GetError::BadRequest { .. } => FetchError::Corrupt,
-        GetError::IrpcSend { .. } => FetchError::Store(error.to_string()),
-        // A stream that could not be opened is reported as a local failure too.
-        GetError::LocalFailure { .. } if connection.close_reason().is_none() => FetchError::Store(error.to_string()),
-        _ => FetchError::Unreachable,
-    }
 }
 
 #[cfg(test)]

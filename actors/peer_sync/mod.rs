@@ -16,7 +16,7 @@
 //! - Who may connect is the chain's registry, and nobody else: a stranger is turned away at the end of the handshake.
 //! - What may be read is what was published here or fetched here, from its reveal block on; all else is refused alike, so a
 //!   refusal does not tell whether this node holds a blob.
-//! - No byte is downloaded before the size of the blob is proven and equals the size sealed on chain.
+//! - No byte is kept of a blob whose size is not the one sealed on chain.
 //! - Gossip is not used: what must be known is pulled by hash, from any holder.
 
 pub mod admission;
@@ -27,6 +27,7 @@ pub mod fetch;
 pub mod gate;
 pub mod net;
 pub(crate) mod pieces;
+mod request;
 mod serve;
 pub mod slot;
 pub mod state;

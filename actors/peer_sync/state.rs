@@ -23,16 +23,15 @@ use iroh::PublicKey;
 use iroh::endpoint::Connection;
 use iroh_blobs::Hash;
 use iroh_blobs::api::blobs::ImportBaoHandle;
-use iroh_blobs::get::GetError;
-use iroh_blobs::get::fsm::{self, AtBlobContent, BlobContentNext, ConnectedNext, EndBlobNext};
-use iroh_blobs::get::request::get_verified_size;
+use iroh_blobs::get::fsm::{AtBlobContent, BlobContentNext, EndBlobNext};
 use iroh_blobs::protocol::{ChunkRanges, ChunkRangesExt, ChunkRangesSeq, GetRequest};
 use tokio::task::{AbortHandle, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::connections::Connections;
-use super::fetch::{FetchError, answered, classify};
+use super::fetch::{FetchError, SizeRule};
 use super::pieces::{FlightId, Order, Pieces};
+use super::request::{answered, ask, classify};
 use super::stats::add;
 use super::transport::{Live, Transport, TransportError};
 
@@ -289,27 +288,8 @@ impl Piece {
     /// Requests the piece, and checks the size that the holder claims for the whole.
     async fn ask(&self, connection: &Connection) -> Result<AtBlobContent, FetchError> {
         let request = GetRequest::new(self.hash, ChunkRangesSeq::from_ranges([self.ranges.clone()]));
-        let asked = async {
-            let connected = fsm::start(connection.clone(), request, fsm::RequestCounters::default()).next().await?;
-            let ConnectedNext::StartRoot(root) = connected.next().await? else { return Ok(None) };
-            Ok::<_, GetError>(Some(root.next().next().await?))
-        };
         let patience = self.transport.limits().stall_timeout;
-        let asked = answered(connection, patience, asked).await?.map_err(|error| classify(&error, connection))?;
-        let (content, claimed) = asked.expect("a request for one blob starts with its root");
-        if claimed == self.size.get() {
-            return Ok(content);
-        }
-        // Either what is wanted has another size, then this holder proves it; or it cannot, and lies.
-        let proof = answered(connection, patience, get_verified_size(connection, &self.hash)).await?;
-        match proof.map_err(|error| classify(&error, connection)) {
-            Ok((proven, _)) if proven != self.size.get() => {
-                Err(FetchError::SizeMismatch { expected: self.size.get(), found: proven })
-            }
-            Err(FetchError::Unreachable) if connection.close_reason().is_none() => Err(FetchError::Corrupt),
-            Ok(_) => Err(FetchError::Corrupt),
-            Err(error) => Err(error),
-        }
+        Ok(ask(connection, patience, request, SizeRule::Exactly(self.size.get())).await?.0)
     }
 
     /// Hands the piece to the store group by group, each checked against the hash, and waits until it is written.

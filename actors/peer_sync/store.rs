@@ -42,6 +42,9 @@ const PARTIALS: &str = "partial/";
 
 /// States that are kept: the newest, and the one that joiners may still be fetching.
 pub const STATES_KEPT: usize = 2;
+/// Blobs up to this size lie in the database, without a file: as many as small models publish, creating and deleting their files costs
+/// more than moving their bytes (`cargo xtask bench swarm --only work`).
+const INLINED_MAX: u64 = 64 * 1024;
 /// Bytes of a state that are written, or read, in one go: what one of the store's threads may be busy with.
 const BLOCK_BYTES: usize = 1024 * 1024;
 
@@ -134,8 +137,6 @@ impl StoreError {
 pub struct BlobStore {
     store: FsStore,
     paths: PathOptions,
-    /// The size up to which blobs lie in the database, without a file.
-    inlined_max: u64,
     gate: Arc<Gate>,
 }
 
@@ -148,11 +149,12 @@ impl BlobStore {
         std::fs::create_dir_all(dir).map_err(|error: io::Error| StoreError::new("create its directory", error))?;
         let mut options = Options::new(dir);
         options.gc = Some(GcConfig { interval: collect_every, add_protected: None });
-        let (paths, inlined_max) = (options.path.clone(), options.inline.max_data_inlined);
+        options.inline.max_data_inlined = INLINED_MAX;
+        let paths = options.path.clone();
         let database: PathBuf = dir.join("blobs.db");
         let store =
             FsStore::load_with_opts(database, options).await.map_err(|error| StoreError::new("be opened", error))?;
-        let this = Self { store, paths, inlined_max, gate };
+        let this = Self { store, paths, gate };
         let mut labels = this.labels(PREFIX, None).await?;
         labels.extend(this.labels(STATES, None).await?);
         for (label, hash) in labels {
@@ -176,11 +178,24 @@ impl BlobStore {
     /// # Errors
     /// If the store cannot write.
     pub async fn publish(&self, bytes: Bytes, label: Label) -> Result<Hash, StoreError> {
-        let added =
-            self.store.add_bytes(bytes).temp_tag().await.map_err(|error| StoreError::new("add a blob", error))?;
+        let added = self.take(bytes).await?;
         self.keep(added.hash(), label).await?;
         self.store.sync_db().await.map_err(|error| StoreError::new("commit a blob", error))?;
         Ok(added.hash())
+    }
+
+    /// Takes in a blob that has come, for as long as the caller holds it. Its bytes have been verified; the store hashes them anyway.
+    pub(super) async fn add(&self, bytes: Bytes, hash: Hash) -> Result<(), StoreError> {
+        let added = self.take(bytes).await?.hash();
+        if added == hash {
+            Ok(())
+        } else {
+            Err(StoreError::new("add a blob", format!("its hash is {added}, not {hash}")))
+        }
+    }
+
+    async fn take(&self, bytes: Bytes) -> Result<TempTag, StoreError> {
+        self.store.add_bytes(bytes).temp_tag().await.map_err(|error| StoreError::new("add a blob", error))
     }
 
     /// Keeps a blob that is complete in the store, and opens the gate for it from the label's reveal on.
@@ -290,7 +305,7 @@ impl BlobStore {
     pub(super) async fn read_state(&self, hash: Hash, mut theta: Pages) -> Result<Pages, StoreError> {
         let failed = |error: io::Error| StoreError::new("read a state", error);
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut theta);
-        if bytes.len() as u64 <= self.inlined_max {
+        if bytes.len() as u64 <= INLINED_MAX {
             bytes.copy_from_slice(&self.read(hash).await?);
             return Ok(theta);
         }
