@@ -1,11 +1,23 @@
 //! The disk below [`crate::store`] and the outbox: what they need of it, and the machine's own.
 //!
+//! Large files go past the page cache: nobody reads a boundary again before a restart, and the cache's copy of θ and e would cost as
+//! much processor time as all other protocol work of a compressor, and push out what is read.
+//!
 //! It is a trait so that a simulated run can have disks that are full, torn or decayed: [`crate::fake::disk`].
 
 use std::fmt::Debug;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+
+#[cfg(target_os = "linux")]
+use memmap2::MmapMut;
+#[cfg(target_os = "linux")]
+use rustix::fs::OFlags;
+
+/// What goes past the page cache is written in blocks of this size, a multiple of any device's own.
+#[cfg(target_os = "linux")]
+const BLOCK_BYTES: usize = 1 << 20;
 
 /// What state is kept on. A file is written whole or not at all.
 pub trait Disk: Send + Sync + Debug {
@@ -72,12 +84,7 @@ impl Disk for Files {
 
     fn replace(&self, path: &Path, parts: &[&[u8]]) -> io::Result<()> {
         let beside = beside(path);
-        let mut file = File::create(&beside)?;
-        for part in parts {
-            file.write_all(part)?;
-        }
-        file.sync_all()?;
-        drop(file);
+        write(&beside, parts)?.sync_all()?;
         fs::rename(&beside, path)?;
         let dir = path.parent().unwrap_or_else(|| Path::new("."));
         File::open(dir)?.sync_all()
@@ -102,6 +109,50 @@ impl Disk for Files {
     fn remove_dir_all(&self, dir: &Path) -> io::Result<()> {
         fs::remove_dir_all(dir)
     }
+}
+
+fn write(path: &Path, parts: &[&[u8]]) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    if parts.iter().map(|part| part.len()).sum::<usize>() >= BLOCK_BYTES {
+        match write_past_cache(path, parts) {
+            // This file system, or what is below it, has no such way.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+            outcome => return outcome,
+        }
+    }
+    let mut file = File::create(path)?;
+    for part in parts {
+        file.write_all(part)?;
+    }
+    Ok(file)
+}
+
+/// Writes from one aligned block of memory after the other, as the system wants it; what does not fill the last one goes the usual way.
+#[cfg(target_os = "linux")]
+fn write_past_cache(path: &Path, parts: &[&[u8]]) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+
+    let mut options = File::options();
+    options.write(true).create(true).truncate(true);
+    let mut file = options.custom_flags(OFlags::DIRECT.bits().cast_signed()).open(path)?;
+    let mut block = MmapMut::map_anon(BLOCK_BYTES)?;
+    let mut filled = 0;
+    for part in parts {
+        let mut rest = *part;
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(BLOCK_BYTES - filled));
+            block[filled..][..now.len()].copy_from_slice(now);
+            filled += now.len();
+            rest = later;
+            if filled == BLOCK_BYTES {
+                file.write_all(&block)?;
+                filled = 0;
+            }
+        }
+    }
+    rustix::fs::fcntl_setfl(&file, OFlags::empty())?;
+    file.write_all(&block[..filled])?;
+    Ok(file)
 }
 
 #[cfg(test)]
@@ -152,6 +203,21 @@ mod tests {
         let fake = FakeDisk::new().mount(Fence::new());
         fake.create_dir_all(Path::new("/node")).unwrap();
         check(&fake, Path::new("/node"));
+    }
+
+    #[test]
+    fn a_large_file_is_what_was_written_wherever_its_parts_and_blocks_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let pattern: Vec<u8> = (0..3_u32 << 18).flat_map(|i| i.wrapping_mul(0x9E37_79B9).to_le_bytes()).collect();
+        for len in [1 << 20, (1 << 20) - 1, (1 << 20) + 1, 2 << 20, (2 << 20) + 4095, 3 << 20] {
+            for cut in [0, 1, 40, 4096, (1 << 20) - 1] {
+                let (first, second) = pattern[..len].split_at(cut);
+                Files.replace(&path, &[first, second, b""]).unwrap();
+                assert!(Files.read(&path).unwrap() == pattern[..len], "{len} bytes cut at {cut}");
+            }
+        }
+        assert_eq!(Files.list(dir.path()).unwrap(), ["file"]);
     }
 
     #[test]

@@ -166,7 +166,7 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn heads(number: u64) -> Heads {
-        let block = |number| BlockRef { number: Block(number), hash: BlockHash::default(), timestamp_ms: 0 };
+        let block = |number| BlockRef { number: Block(number), hash: BlockHash::default() };
         Heads { best: block(number), finalized: block(number.saturating_sub(2)) }
     }
 

@@ -88,7 +88,7 @@ impl View {
     /// What the ledger shows; commitments that did not change are shared with the block before.
     pub(super) fn of(ledger: &Ledger, before: Option<Arc<Commitments>>) -> Self {
         let header = ledger.header();
-        let block = BlockRef { number: header.number, hash: ledger.hash(), timestamp_ms: header.timestamp_ms };
+        let block = BlockRef { number: header.number, hash: ledger.hash() };
         let commitments = before.filter(|before| **before == *ledger.commitments());
         let commitments = commitments.unwrap_or_else(|| Arc::new(ledger.commitments().clone()));
         Self { block, metagraph: Arc::new(ledger.metagraph()), commitments }

@@ -57,8 +57,6 @@ pub struct BlockRef {
     pub number: Block,
     /// Its hash.
     pub hash: BlockHash,
-    /// When it was made, milliseconds since 1970.
-    pub timestamp_ms: u64,
 }
 
 /// Where the chain stands.

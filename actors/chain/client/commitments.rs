@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use convoke::chain::Committed;
 use convoke::chain::call::Call;
-use convoke::terms::{Block, Hotkey};
+use convoke::terms::{Block, BlockHash, Hotkey};
 use subxt::config::substrate::H256;
 use subxt::ext::futures::{StreamExt, TryStreamExt, stream};
 
@@ -25,7 +25,16 @@ const BODIES_AT_ONCE: usize = 8;
 type Made = (Hotkey, Vec<Vec<u8>>);
 
 /// The place of each signer's commitment among a block's signed calls.
-pub(super) type Places = HashMap<Hotkey, u32>;
+type Places = HashMap<Hotkey, u32>;
+
+/// What was read of a block.
+#[derive(Clone)]
+pub(super) struct PlacesOf {
+    hash: BlockHash,
+    /// No other block takes its number.
+    is_final: bool,
+    places: Arc<Places>,
+}
 
 /// The members' commitments after a block.
 pub(super) async fn commitments(link: &Link, block: Block) -> Result<Arc<Commitments>, ChainError> {
@@ -89,11 +98,23 @@ async fn read_commitments(
 /// The places of a block's commitments. The chain's storage does not tell which of two of one block came first; its
 /// body does, and every node keeps bodies for longer than states.
 async fn places(link: &Link, online: &Online, at: &At, block: Block) -> Result<Arc<Places>, Failure> {
-    let known = link.caches().places.get(&block.0).map(Arc::clone);
-    if let Some(known) = known {
-        return Ok(known);
+    let known = link.caches().places.get(&block.0).cloned();
+    if let Some(known) = known.as_ref().filter(|known| known.is_final) {
+        return Ok(Arc::clone(&known.places));
     }
+    let is_final = block <= link.finalized().number;
     let Some(hash) = hash_of(online, block).await? else { return Ok(Arc::default()) };
+    let places = match known.filter(|known| known.hash == hash) {
+        Some(known) => known.places,
+        None => Arc::new(read_places(link, online, at, block, hash).await?),
+    };
+    let read = PlacesOf { hash, is_final, places: Arc::clone(&places) };
+    // As many as there can be members, each with a block of its own.
+    remember(&mut link.caches().places, block, read, usize::from(UIDS_MAX));
+    Ok(places)
+}
+
+async fn read_places(link: &Link, online: &Online, at: &At, block: Block, hash: BlockHash) -> Result<Places, Failure> {
     let body = answer(online.rpc.chain_get_block(Some(H256(hash.0)))).await?;
     let extrinsics = body.map(|body| body.block.extrinsics).unwrap_or_default();
     // The runtime that read them may be an older one, whose state may be gone; calls move rarely.
@@ -103,11 +124,5 @@ async fn places(link: &Link, online: &Online, at: &At, block: Block) -> Result<A
     let opened =
         signed.zip(0..).filter_map(|(extrinsic, place)| Some((extrinsic::open(metadata, extrinsic).ok()?, place)));
     let of_subnet = |call: &Call| matches!(call, Call::SetCommitment { netuid, .. } if *netuid == link.netuid());
-    let places = opened.filter(|(opened, _)| of_subnet(&opened.call)).map(|(opened, place)| (opened.signer, place));
-    let places = Arc::new(places.collect::<Places>());
-    if block <= link.finalized().number {
-        // As many as there can be members, each with a block of its own.
-        remember(&mut link.caches().places, block, Arc::clone(&places), usize::from(UIDS_MAX));
-    }
-    Ok(places)
+    Ok(opened.filter(|(opened, _)| of_subnet(&opened.call)).map(|(opened, place)| (opened.signer, place)).collect())
 }

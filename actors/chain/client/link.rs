@@ -4,7 +4,6 @@
 //! silent. So a connection here is used once and thrown away, the pause between two has a cap, and a watchdog that knows
 //! how long a block takes decides when one is dead.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +21,6 @@ use tracing::{debug, info, warn};
 
 use super::failure::Failure;
 use super::read::Caches;
-use super::values;
 use super::{ClientConfig, Config};
 use crate::chain::{BlockRef, ChainError, HeadReader, HeadWatch, Heads};
 
@@ -32,8 +30,6 @@ pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const SILENT_BLOCKS: u32 = 3;
 /// but never less than this: a busy machine is no dead one.
 const SILENCE_MIN: Duration = Duration::from_secs(2);
-/// Blocks that are remembered between the time they are best and the time they are final.
-const RECENT_MAX: usize = 64;
 /// The first pause between two connections; it doubles
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 /// up to this.
@@ -108,7 +104,7 @@ impl Link {
         let final_hash = answer(online.rpc.chain_get_finalized_head()).await?;
         let finalized = answer(online.rpc.chain_get_header(Some(final_hash))).await?;
         let finalized = finalized.ok_or_else(|| Failure::Lost("it has no final block".to_owned()))?;
-        let (best, finalized) = (block_ref(&online, &best).await?, block_ref(&online, &finalized).await?);
+        let (best, finalized) = (block_ref(&best), block_ref(&finalized));
         let link = Self {
             config: config.clone(),
             genesis,
@@ -197,33 +193,9 @@ async fn open(substrate: &SubstrateConfig, endpoint: &str, generation: u64) -> R
     Ok(Online { generation, endpoint: endpoint.to_owned(), api, rpc: LegacyRpcMethods::new(client) })
 }
 
-/// A block's name from its header; its time is in its state.
-async fn block_ref(online: &Online, header: &SubstrateHeader<H256>) -> Result<BlockRef, Failure> {
-    let (number, hash) = (Block(header.number), name_of(header));
-    Ok(BlockRef { number, hash, timestamp_ms: values::timestamp_ms(online, hash).await? })
-}
-
-fn name_of(header: &SubstrateHeader<H256>) -> BlockHash {
-    BlockHash(BlakeTwo256.hash(&header.encode()).0)
-}
-
-/// The blocks that were best last. What becomes final was best before, and need not be asked about again.
-#[derive(Default)]
-struct Recent(VecDeque<BlockRef>);
-
-impl Recent {
-    async fn block_ref(&mut self, online: &Online, header: &SubstrateHeader<H256>) -> Result<BlockRef, Failure> {
-        let name = name_of(header);
-        if let Some(known) = self.0.iter().rev().find(|known| known.hash == name) {
-            return Ok(*known);
-        }
-        let block = block_ref(online, header).await?;
-        self.0.push_back(block);
-        if self.0.len() > RECENT_MAX {
-            self.0.pop_front();
-        }
-        Ok(block)
-    }
+/// A block's name from its header.
+fn block_ref(header: &SubstrateHeader<H256>) -> BlockRef {
+    BlockRef { number: Block(header.number), hash: BlockHash(BlakeTwo256.hash(&header.encode()).0) }
 }
 
 /// Follows one connection after the other, while anybody holds the link.
@@ -267,7 +239,7 @@ async fn keep(link: std::sync::Weak<Link>, first: Arc<Online>, first_place: usiz
 
 /// Shows the heads of a connection until it is dead. Answers why, and whether there was any head.
 async fn follow(link: &std::sync::Weak<Link>, online: &Arc<Online>) -> (String, bool) {
-    let (mut saw_heads, mut recent) = (false, Recent::default());
+    let mut saw_heads = false;
     let subscribed = async {
         let best = answer(online.rpc.chain_subscribe_new_heads()).await?;
         Ok::<_, Failure>((best, answer(online.rpc.chain_subscribe_finalized_heads()).await?))
@@ -295,15 +267,7 @@ async fn follow(link: &std::sync::Weak<Link>, online: &Arc<Online>) -> (String, 
             Some(Err(error)) => return (error.to_string(), saw_heads),
             None => return ("it ended".to_owned(), saw_heads),
         };
-        let block = match recent.block_ref(online, &header).await {
-            Ok(block) => block,
-            // A fork may have dropped the block meanwhile: another head follows.
-            Err(Failure::Answer(error)) => {
-                debug!(%error, number = header.number, "a head cannot be read");
-                continue;
-            }
-            Err(failure) => return (failure.to_string(), saw_heads),
-        };
+        let block = block_ref(&header);
         let Some(link) = link.upgrade() else { return ("nobody needs it".to_owned(), saw_heads) };
         let moved = link.heads.send_if_modified(|heads| show(heads, block, is_best));
         if is_best && moved {

@@ -13,7 +13,7 @@ use subxt::rpcs::methods::legacy::NumberOrHex;
 
 use tokio::sync::OnceCell;
 
-use super::commitments::Places;
+use super::commitments::PlacesOf;
 use super::failure::Failure;
 use super::link::{Link, Online, answer};
 use super::stake;
@@ -38,8 +38,8 @@ pub(super) struct Caches {
     pub(super) commitments: Cells<Commitments>,
     /// The hashes of blocks that will not be replaced.
     hashes: BTreeMap<u64, BlockHash>,
-    /// The places of the commitments that a final block made.
-    pub(super) places: BTreeMap<u64, Arc<Places>>,
+    /// The places of the commitments that a block made.
+    pub(super) places: BTreeMap<u64, PlacesOf>,
 }
 
 /// Where a block's reading is, or is to be; there are those of the youngest [`REMEMBERED`].

@@ -132,7 +132,7 @@ pub(super) async fn read_hotkeys(
     (0..n).map(hotkey).collect()
 }
 
-/// The block's own time. Key and type are every Substrate chain's, so that no metadata is asked for: it is read of every head.
+/// The block's own time. Key and type are every Substrate chain's.
 pub(super) async fn timestamp_ms(online: &Online, block: BlockHash) -> Result<u64, Failure> {
     let stored = answer(online.rpc.state_get_storage(&schema::timestamp_key(), Some(H256(block.0)))).await?;
     let foreign = || Failure::Answer(ChainError::Foreign { reason: "a time that is no u64".to_owned() });

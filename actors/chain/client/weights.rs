@@ -17,7 +17,7 @@ use subxt::ext::scale_value::{Composite, Value};
 use super::failure::Failure;
 use super::link::{Link, Online};
 use super::read::reading;
-use super::values::{At, Values};
+use super::values::{At, Values, timestamp_ms};
 use super::write::{Asked, Payload, number};
 use crate::chain::outcome::{Class, Outcome};
 use crate::chain::wire::beacon::Config;
@@ -32,6 +32,8 @@ struct Terms {
     /// The form of commits that the chain opens.
     commit_reveal_version: u16,
     schedule: EpochSchedule,
+    /// The time of that block.
+    now_ms: u64,
     beacon: Beacon,
     /// The runtime has the calls without a mechanism's number.
     has_plain: bool,
@@ -88,6 +90,7 @@ async fn read_terms(online: &Online, at: &At, netuid: u16, best: BlockRef) -> Re
         reveal_period_epochs: values.subnet("RevealPeriodEpochs", new.reveal_period_epochs)?,
         commit_reveal_version: values.plain(SUBTENSOR, "CommitRevealWeightsVersion", COMMIT_REVEAL_VERSION)?,
         schedule: values.schedule(best.number)?,
+        now_ms: timestamp_ms(online, best.hash).await?,
         beacon,
         has_plain: has_call("set_weights"),
         has_plain_commit: has_call("commit_timelocked_weights"),
@@ -101,7 +104,7 @@ fn commit_payload(link: &Link, terms: &Terms, best: BlockRef, weights: &LockedWe
         schedule: &terms.schedule,
         reveal_period_epochs: terms.reveal_period_epochs,
         beacon: &terms.beacon,
-        now_ms: best.timestamp_ms,
+        now_ms: terms.now_ms,
         block_time_ms: u64::try_from(link.block_time().as_millis()).unwrap_or(u64::MAX),
     };
     let promised = moment.promise(weights, &mut OsRng);

@@ -241,7 +241,7 @@ impl ChainServer {
 }
 
 fn block_ref(sealed: &Sealed) -> BlockRef {
-    BlockRef { number: Block(sealed.header.number), hash: sealed.hash, timestamp_ms: sealed.timestamp_ms }
+    BlockRef { number: Block(sealed.header.number), hash: sealed.hash }
 }
 
 fn open(genesis: &Genesis, config: &ServerConfig) -> Result<Arc<Shared>, ServeError> {
