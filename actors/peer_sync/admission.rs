@@ -135,16 +135,29 @@ impl Admission {
     /// iroh sends whatever is for this peer to where that one came from (`remote_state`, iroh 1.4.1), for as long as the idle
     /// timeout: nobody would be reached.
     pub(super) fn hang_up(&self, peer: &PublicKey) {
-        let Some(meter) = self.meters.get(peer).map(|meter| meter.clone()) else { return };
+        let Some(meter) = self.meter(peer) else { return };
         let open = std::mem::take(&mut *meter.open.lock().expect("no holder of this lock panics"));
         for connection in open.iter().filter_map(WeakConnectionHandle::upgrade) {
             connection.close(0u32.into(), b"you have moved");
         }
     }
 
+    /// The youngest connection that came from a peer and is open.
+    pub(super) fn connection_from(&self, peer: &PublicKey) -> Option<Connection> {
+        let meter = self.meter(peer)?;
+        let open = meter.open.lock().expect("no holder of this lock panics");
+        let mut open = open.iter().rev().filter_map(WeakConnectionHandle::upgrade);
+        open.find(|connection| connection.close_reason().is_none())
+    }
+
+    /// What an admitted peer has used.
+    pub(super) fn meter(&self, peer: &PublicKey) -> Option<Arc<Meter>> {
+        self.meters.get(peer).map(|meter| Arc::clone(&meter))
+    }
+
     /// Counts a new connection from a peer against its budget for as long as the [`Seat`] lives.
     pub(super) fn seat(&self, peer: &PublicKey) -> Result<Seat, Refusal> {
-        let meter = self.meters.get(peer).ok_or(Refusal::Stranger)?.clone();
+        let meter = self.meter(peer).ok_or(Refusal::Stranger)?;
         let seat = Seat { meter };
         if seat.meter.connections.fetch_add(1, Ordering::AcqRel) >= self.budget.connections_max {
             return Err(Refusal::Crowded);

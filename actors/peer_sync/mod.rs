@@ -17,6 +17,7 @@
 //! - What may be read is what was published here or fetched here, from its reveal block on; all else is refused alike, so a
 //!   refusal does not tell whether this node holds a blob.
 //! - No byte is kept of a blob whose size is not the one sealed on chain.
+//! - Two peers need one connection, whoever dialled it: either side asks and is answered on it.
 //! - Gossip is not used: what must be known is pulled by hash, from any holder.
 
 pub mod admission;

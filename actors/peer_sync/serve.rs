@@ -1,5 +1,7 @@
 //! The provider's side of a connection: iroh-blobs reads the store, and asks here before it answers anything.
 //!
+//! A connection carries requests both ways, so those that this node dialled are served as those that came to it.
+//!
 //! Each connection has its own channel of questions, answered in the connection's own task; so a question's peer is known without a
 //! table of connections, and a peer that floods its channel slows down only itself. Questions that have no rule are not answered,
 //! which the provider takes for a refusal.
@@ -8,7 +10,7 @@
 //! the router, and the router ends whenever any handler panics.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use iroh::PublicKey;
 use iroh::endpoint::Connection;
@@ -63,24 +65,45 @@ impl ProtocolHandler for Server {
         };
         seat.take(&connection);
         let _open = OpenConnection::new(self.stats.clone());
-        let (events, questions) = EventSender::channel(QUESTIONS_WAITING, QUESTIONS);
-        tokio::join!(
-            handle_connection(connection, self.store.clone(), events),
-            self.answer_all(peer, &seat.meter, questions)
-        );
+        self.serve(connection, &seat.meter, &AtomicU64::new(0)).await;
         Ok(())
     }
 }
 
 impl Server {
+    /// Serves a peer on a connection that this node dialled, until it ends; `n_questions` grows with whatever is served.
+    pub async fn serve_dialled(self, connection: Connection, n_questions: Arc<AtomicU64>) {
+        if let Some(meter) = self.admission.meter(&connection.remote_id()) {
+            self.serve(connection, &meter, &n_questions).await;
+        }
+    }
+
+    async fn serve(&self, connection: Connection, meter: &Meter, n_questions: &AtomicU64) {
+        let peer = connection.remote_id();
+        let (events, questions) = EventSender::channel(QUESTIONS_WAITING, QUESTIONS);
+        tokio::join!(
+            handle_connection(connection, self.store.clone(), events),
+            self.answer_all(peer, meter, questions, n_questions)
+        );
+    }
+
     /// Ends when the connection and all its requests have ended, for they hold the other end of the channel.
-    async fn answer_all(&self, peer: PublicKey, meter: &Meter, mut questions: mpsc::Receiver<ProviderMessage>) {
+    async fn answer_all(
+        &self,
+        peer: PublicKey,
+        meter: &Meter,
+        mut questions: mpsc::Receiver<ProviderMessage>,
+        n_questions: &AtomicU64,
+    ) {
         // At most one pause for each open stream, which the transport configuration bounds.
         let mut pauses = JoinSet::new();
         loop {
             tokio::select! {
                 question = questions.recv() => match question {
-                    Some(question) => self.answer(peer, meter, question, &mut pauses).await,
+                    Some(question) => {
+                        add(n_questions, 1);
+                        self.answer(peer, meter, question, &mut pauses).await;
+                    }
                     None => break,
                 },
                 Some(_) = pauses.join_next() => {}

@@ -379,6 +379,31 @@ async fn a_holder_that_sends_other_bytes_is_passed_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn two_peers_need_one_connection_whoever_dialled_it() {
+    let ((one, _a), (other, _b)) = (node(61).await, node(62).await);
+    acquaint(&[&one, &other]).await;
+    let dials = |of: &Transport| of.stats().dials.load(Ordering::Relaxed);
+    for (round, (first, second)) in [(&one, &other), (&other, &one)].into_iter().enumerate() {
+        // The smaller id dials in one of the two rounds.
+        if round > 0 {
+            one.admit(&[]).await.unwrap();
+            other.admit(&[]).await.unwrap();
+            acquaint(&[&one, &other]).await;
+        }
+        let (asks, answers) = (dials(first), dials(second));
+        for seed in 0..3 {
+            let seed = 6 * round as u8 + 2 * seed;
+            let (here, there) = (content(50_000, seed), content(2_000_000, seed + 1));
+            let of_second = second.publish(here.clone(), label(1, Reveal::Always)).await.unwrap();
+            let of_first = first.publish(there.clone(), label(1, Reveal::Always)).await.unwrap();
+            assert_eq!(first.fetch(want(of_second, 50_000, &[second]), soon()).await.outcome, Ok(here));
+            assert_eq!(second.fetch(want(of_first, 2_000_000, &[first]), soon()).await.outcome, Ok(there));
+        }
+        assert_eq!((dials(first) - asks, dials(second) - answers), (1, 0), "round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_shutdown_interrupts_a_fetch() {
     let (reader, _a) = node(30).await;
     let (router, hanging) = rogue(31, Rogue::Hangs).await;

@@ -122,7 +122,7 @@ pub(super) struct Live {
 impl Live {
     /// Connections of a fetch's own: as many to each peer as there are lanes, closed when they are dropped.
     pub fn lanes(&self, n_lanes: usize, stats: &Arc<Stats>) -> Vec<Connections> {
-        (0..n_lanes).map(|_| Connections::new(self.endpoint.clone(), stats.clone())).collect()
+        (0..n_lanes).map(|_| Connections::apart(self.endpoint.clone(), stats.clone())).collect()
     }
 
     async fn close(self: Arc<Self>) {
@@ -206,7 +206,7 @@ impl Transport {
             stats: stats.clone(),
         };
         let id = EndpointId(*endpoint.id().as_bytes());
-        let connections = Connections::new(endpoint.clone(), stats.clone());
+        let connections = Connections::shared(endpoint.clone(), server.clone());
         let router = Router::builder(endpoint.clone()).accept(iroh_blobs::ALPN, server).spawn();
         let live = Live { endpoint, router, addresses, starts: tokio::sync::Mutex::default(), store, connections };
         Ok(Self {
