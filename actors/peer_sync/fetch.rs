@@ -239,12 +239,17 @@ impl Transport {
         failure: &mut Option<FetchError>,
     ) -> Result<Bytes, FetchError> {
         let live = self.live().map_err(|_| FetchError::Closed)?;
-        let _held = live.store.hold(want.hash).await?;
-        let bytes = if let Some(size) = live.store.size(want.hash).await? {
-            want.size.check(size)?;
-            None
-        } else {
-            self.download(&live, want, deadline, failure).await?
+        // What comes by memory has nothing here before it is whole, and a name from then on; so the store need not be asked.
+        let is_nowhere_here = want.size.is_for_memory() && !self.gate().names(&want.hash);
+        let _held = if is_nowhere_here { None } else { Some(live.store.hold(want.hash).await?) };
+        let here = if is_nowhere_here { None } else { live.store.size(want.hash).await? };
+        let bytes = match here {
+            Some(size) => want.size.check(size).map(|()| None)?,
+            None => self.download(&live, want, deadline, failure).await?,
+        };
+        let _added = match &bytes {
+            Some(bytes) => Some(live.store.add(bytes.clone(), want.hash).await?),
+            None => None,
         };
         live.store.keep(want.hash, want.label).await?;
         match bytes {
@@ -253,8 +258,8 @@ impl Transport {
         }
     }
 
-    /// Asks the holders in turn, and again, until the blob is whole in the store, and answers it if it came by memory. `failure` is
-    /// what says most about why it is not here.
+    /// Asks the holders in turn, and again, until the blob is whole: in memory, or else in the store. `failure` is what says most
+    /// about why it is not.
     async fn download(
         &self,
         live: &Live,
@@ -361,9 +366,8 @@ impl Transport {
                 add(&self.stats().bytes_down, bytes);
                 *received += bytes;
             };
-            let bytes = read_whole(connection, patience, GetRequest::blob(want.hash), want.size, count).await?;
-            live.store.add(bytes.clone(), want.hash).await?;
-            return Ok(Some(bytes));
+            let request = GetRequest::blob(want.hash);
+            return read_whole(connection, patience, request, want.size, count).await.map(Some);
         }
         let (size, _) = answered(connection, patience, get_verified_size(connection, &want.hash))
             .await?

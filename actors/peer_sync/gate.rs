@@ -65,6 +65,12 @@ impl Gate {
         self.reveals.remove(hash);
     }
 
+    /// Whether the gate names a blob.
+    #[must_use]
+    pub fn names(&self, hash: &Hash) -> bool {
+        self.reveals.contains_key(hash)
+    }
+
     /// How many blobs the gate names.
     #[must_use]
     pub fn len(&self) -> usize {

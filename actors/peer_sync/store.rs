@@ -184,11 +184,12 @@ impl BlobStore {
         Ok(added.hash())
     }
 
-    /// Takes in a blob that has come, for as long as the caller holds it. Its bytes have been verified; the store hashes them anyway.
-    pub(super) async fn add(&self, bytes: Bytes, hash: Hash) -> Result<(), StoreError> {
-        let added = self.take(bytes).await?.hash();
+    /// Takes in a blob that has come, for as long as the answer lives. Its bytes have been verified; the store hashes them anyway.
+    pub(super) async fn add(&self, bytes: Bytes, hash: Hash) -> Result<TempTag, StoreError> {
+        let tag = self.take(bytes).await?;
+        let added = tag.hash();
         if added == hash {
-            Ok(())
+            Ok(tag)
         } else {
             Err(StoreError::new("add a blob", format!("its hash is {added}, not {hash}")))
         }
