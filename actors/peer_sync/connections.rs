@@ -6,7 +6,8 @@
 //! dialling too.
 //!
 //! One connection is enough for two peers, whoever dialled it. If both did, at the same moment, both go on with the one that the
-//! smaller endpoint id dialled, and the other is closed for want of use.
+//! smaller endpoint id dialled, and the other is closed for want of use. A peer that fetches a state does so on connections of their own;
+//! one of those that is used for a moment, and ends with that fetch, is replaced like any that breaks.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};

@@ -3,9 +3,9 @@
 //! The own store comes first. Then each holder in turn is asked. Another size than the one sealed on chain, once a holder has proven
 //! it, is a fact about the sealed hash, whoever answers, and ends the fetch before anything is kept.
 //!
-//! A small blob comes into memory by one request, in one flight of packets (what a stream may have in flight), and goes to the store whole. A large
-//! one streams into the store after its size was proven, verified against the hash in groups of 16 KiB; a holder that fails half way
-//! leaves what it sent, and the next one sends only what is missing.
+//! A small blob comes into memory by one request, in one flight of packets, and goes to the store whole. A large one streams into the
+//! store after its size was proven, verified against the hash in groups of 16 KiB; a holder that fails half way leaves what it sent,
+//! and the next one sends only what is missing.
 //!
 //! A holder that says nothing for `stall_timeout` is given up. One that trickles cannot hold the fetch either: each holder gets an
 //! equal share of the time left.
