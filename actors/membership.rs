@@ -151,8 +151,8 @@ pub async fn claim(
     let head = chain.heads().borrow().best.number;
     let commitments = chain.commitments(head).await.context("the commitments cannot be read")?;
     let known = commitments.get(hotkey).and_then(|committed| Commitment::parse(&committed.fields).ok()?.identity);
-    if let Some((known, at)) =
-        known.filter(|known| Some(*known) != last).and_then(|known| Some((known, known.address?)))
+    if let Some(known) = known
+        && let Some(at) = to_be_asked(&known, last, address)
         && endpoint::answers(&known.endpoint, at, PROBE_TIMEOUT).await
     {
         let address = to_ss58(hotkey);
@@ -163,6 +163,13 @@ pub async fn claim(
     let seq = known.map_or(1, |known| known.seq.saturating_add(1));
     let place = Place { genesis: chain.genesis(), netuid: chain.netuid() };
     Ok(Identity::prove(endpoint_secret, &place, hotkey, seq, address))
+}
+
+/// Where another process may be this node, by what is on chain. Nowhere if this data directory put it there; nor where this start
+/// itself listens: there it would answer itself. (An earlier start that ended before its own identity was on chain leaves the
+/// one before it, which is no longer this directory's last.)
+fn to_be_asked(known: &Identity, last: Option<Identity>, address: Option<SocketAddr>) -> Option<SocketAddr> {
+    known.address.filter(|at| Some(*known) != last && Some(*at) != address)
 }
 
 /// The address to put on chain, for an endpoint that is bound here: what the configuration says, or where it is bound, or, if
@@ -194,6 +201,8 @@ fn host_of(url: &str) -> Option<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use convoke::terms::BlockHash;
+
     use super::*;
     use crate::config::Layers;
 
@@ -211,6 +220,19 @@ mod tests {
         assert_eq!(address_to_announce(&stated, everywhere), "203.0.113.5:4000".parse().ok());
         let elsewhere = config(&["chain.url=ws://127.0.0.1:9/path"]);
         assert_eq!(address_to_announce(&elsewhere, everywhere), "127.0.0.1:78".parse().ok());
+    }
+
+    #[test]
+    fn nobody_asks_himself_whether_another_process_is_this_node() {
+        let [here, elsewhere] = ["127.0.0.1:77", "127.0.0.1:78"].map(|address| address.parse::<SocketAddr>().ok());
+        let place = Place { genesis: BlockHash([7; 32]), netuid: 1 };
+        let start = |seq, address| Identity::prove(&[1; 32], &place, &Hotkey([2; 32]), seq, address);
+        let known = start(1, here);
+        assert_eq!(to_be_asked(&known, None, elsewhere), here, "another directory's");
+        assert_eq!(to_be_asked(&known, Some(known), elsewhere), None, "this directory's last start");
+        assert_eq!(to_be_asked(&known, Some(start(2, here)), here), None, "the second start never got on chain");
+        assert_eq!(to_be_asked(&known, Some(start(2, here)), elsewhere), here, "nor do we know who listens there now");
+        assert_eq!(to_be_asked(&start(3, None), None, here), None, "nobody can be asked");
     }
 
     #[test]
